@@ -128,6 +128,7 @@ const samples: Record<string, unknown> = {
   gpus: 2,
   priority: -1,
   nodes: 2,
+  profile: "large",
   max_attempts: 2,
   metadata: { team: "sea" },
 };

@@ -263,11 +263,22 @@ description of a pod and in no environment that child processes inherit. (list r
 
 {{/* Quotas of tenants, for services that hold tenants to them. Helm drops keys that are null, so values say "none". (list root user) */}}
 {{- define "loraline.quotasEnv" -}}
-{{- $quotas := (index . 0).Values.quotas -}}
-{{- if and (or $quotas.default $quotas.tenants) (has (index . 1) (list "gateway" "ingest" "tokenize" "train" "serve" "operator")) }}
+{{- $quotas := deepCopy (index . 0).Values.quotas -}}
+{{- $profiles := dict -}}
+{{- range $name, $profile := (index . 0).Values.train.pods.profiles }}{{ $_ := set $profiles $name (pick $profile "tenants" "bases") }}{{ end -}}
+{{- if $profiles }}{{ $_ := set $quotas "profiles" $profiles }}{{ end -}}
+{{- if and (or $quotas.default $quotas.tenants $profiles) (has (index . 1) (list "gateway" "ingest" "tokenize" "train" "serve" "operator")) }}
 - name: LORALINE_QUOTAS
   value: {{ toJson $quotas | replace "\"none\"" "null" | quote }}
 {{- end }}
+{{- end -}}
+
+{{/* Whether some attempts are queued by Kueue. */}}
+{{- define "loraline.usesKueue" -}}
+{{- $pods := .Values.train.pods -}}
+{{- $uses := or $pods.queueName $pods.queues -}}
+{{- range concat (values $pods.byBase) (values $pods.profiles) }}{{ if .queueName }}{{ $uses = true }}{{ end }}{{ end -}}
+{{- if $uses }}true{{ end -}}
 {{- end -}}
 
 {{/* Of the pod that runs it. */}}

@@ -3,6 +3,7 @@ import {
   adapterKey,
   buckets,
   judgeByQuotas,
+  judgeProfile,
   type LimitState,
   type Problem,
   type Quotas,
@@ -35,6 +36,8 @@ export const quotasEnv = {
 
 export interface TenantQuotas {
   of(tenant: string): Quotas;
+  /** Kinds of pods that runs may ask for. */
+  profiles?: QuotaSettings["profiles"];
 }
 
 /** Watches until the signal. Resolves when every entry that exists has been seen. */
@@ -69,6 +72,7 @@ export async function watchQuotas({
       .catch(reject);
   });
   return {
+    profiles: settings.profiles,
     of(tenant) {
       let quotas = known.get(tenant);
       if (quotas === undefined) known.set(tenant, (quotas = quotasOf(tenant, settings, entries.get(tenant))));
@@ -83,9 +87,11 @@ export async function watchQuotas({
  */
 export async function judgeRunByQuotas(
   bus: Pick<Bus, "bucket" | "stored">,
-  { tenant, spec, quotas }: { tenant: string; spec: RunSpec; quotas: Quotas },
+  { tenant, spec, quotas, profiles = {} }: { tenant: string; spec: RunSpec; quotas: Quotas; profiles?: QuotaSettings["profiles"] },
 ): Promise<Problem[]> {
   const problems = judgeByQuotas(spec, quotas);
+  const notOffered = judgeProfile(tenant, spec, profiles);
+  if (notOffered !== undefined) problems.push(notOffered);
   // Asked before anything is spent: a run whose adapter cannot be kept would be trained for nothing.
   const full = await judgeStorage(bus, { tenant, quotas, bytes: 0 });
   if (full !== undefined) problems.push(full);

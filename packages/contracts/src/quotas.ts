@@ -75,6 +75,16 @@ export const quotaBodyShape = shapeOf((name) => quotaTable[name].field, "Absent 
 export const quotaSettings = z.strictObject({
   default: z.strictObject(quotaShape).optional().describe("Of every tenant."),
   tenants: z.record(tenantName, z.strictObject(quotaShape)).optional().describe("Of single tenants; what is absent is as in `default`."),
+  profiles: z
+    .record(
+      z.string(),
+      z.strictObject({
+        tenants: z.array(tenantName).optional().describe("Who may ask for it. Absent or empty: every tenant."),
+        bases: z.array(z.string()).optional().describe("For runs of which bases. Absent or empty: of all."),
+      }),
+    )
+    .optional()
+    .describe("Kinds of pods that runs may ask for by `profile`."),
 });
 export type QuotaSettings = z.infer<typeof quotaSettings>;
 
@@ -107,6 +117,25 @@ const everyQuota = (of: (name: QuotaName) => number | null): Quotas =>
   Object.fromEntries(quotaNames.map((name) => [name, of(name)])) as Record<QuotaName, number | null>;
 const firstGiven = (...values: (number | null | undefined)[]): number | null => values.find((value) => value !== undefined) ?? null;
 const lowerOf = (a: number | null, b: number | null): number | null => (a === null ? b : b === null ? a : Math.min(a, b));
+
+/** Whether a tenant's run may ask for its `profile`. */
+export function judgeProfile(
+  tenant: string,
+  { profile, base }: { profile?: string | undefined; base: string },
+  profiles: NonNullable<QuotaSettings["profiles"]>,
+): Problem | undefined {
+  if (profile === undefined) return undefined;
+  const isFor = (list: readonly string[] | undefined, one: string): boolean => (list ?? []).length === 0 || list?.includes(one) === true;
+  const open = Object.entries(profiles).filter(([, of]) => isFor(of.tenants, tenant) && isFor(of.bases, base));
+  if (open.some(([name]) => name === profile)) return undefined;
+  const names = open.map(([name]) => `"${name}"`).join(", ");
+  const offered = names === "" ? "There is none for this tenant and base: leave it out" : `Ask for ${names}, or leave it out`;
+  return {
+    code: "PROFILE_NOT_ALLOWED",
+    param: "profile",
+    message: `profile: this installation offers no profile "${profile}" to runs of this tenant on base "${base}". ${offered}, or have the operator allow it.`,
+  };
+}
 
 /** What of a run's spec a quota bounds by itself, whatever else the tenant has. */
 export function judgeByQuotas(

@@ -155,7 +155,7 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   const { spec } = received.data;
   const [problem] = [
     ...(await judge(deps.bus, at.tenant, spec, context.tries)),
-    ...(await judgeRunByQuotas(deps.bus, { tenant: at.tenant, spec, quotas: deps.quotas.of(at.tenant) })),
+    ...(await judgeRunByQuotas(deps.bus, { tenant: at.tenant, spec, quotas: deps.quotas.of(at.tenant), profiles: deps.quotas.profiles })),
   ];
   if (problem !== undefined) return { kind: "rejected", problem };
   return byMethod(tokenizers, spec.method, deps, received, context);

@@ -131,6 +131,7 @@ export const remedies: Readonly<Record<string, string>> = {
   LAYERS_UNKNOWN: "请用提示所给范围内的层。",
   NODES_UNSUPPORTED: "请设 `nodes: 1`，或请运维人员安装 JobSet 并设置 train.pods.jobSet。",
   QUOTA_GPUS: "请少要一些，或请运维人员提高配额；`loraline limits list` 可查看。",
+  PROFILE_NOT_ALLOWED: "请改用消息所列的配置，或省去 `profile`；运维人员在 train.pods.profiles 中提供它们。",
   QUOTA_PRIORITY: "请降低，或请运维人员提高配额；`loraline limits list` 可查看。",
   QUOTA_RUNS_WAITING: "请等一些训练结束后再提交，或请运维人员提高配额。",
   QUOTA_STORAGE: "请删去数据集或适配器（`loraline storage` 显示占用），或请运维人员提高配额 storageBytes。",

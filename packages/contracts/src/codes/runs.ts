@@ -83,6 +83,10 @@ export const specCodes = defineArea(
       "The run asks for a higher priority than its tenant may use.",
       "Ask for less, or have the operator raise the quota; `loraline limits list` shows it.",
     ],
+    PROFILE_NOT_ALLOWED: [
+      "The run asks for a kind of pod that the installation does not have, or does not offer to this tenant or for this base. Or the operator took it away while the run waited.",
+      "Ask for one that the message names, or leave `profile` out. The operator offers them in train.pods.profiles.",
+    ],
     QUOTA_RUNS_WAITING: [
       "As many runs of the tenant as may wait at once do.",
       "Request the run again when some of them have ended, or have the operator raise the quota.",

@@ -262,6 +262,13 @@ export const chartValues = z.strictObject({
       queues: z.record(tenantName, dnsLabel),
       priorityClasses: z.record(z.string().regex(/^-?[0-9]+$/), z.string().min(1)),
       byBase: z.record(z.string(), z.strictObject(attemptOfBase).partial()),
+      profiles: z.record(
+        dnsLabel,
+        z
+          .strictObject({ ...attemptOfBase, tenants: z.array(tenantName), bases: z.array(z.string().min(1)) })
+          .omit({ gpus: true })
+          .partial(),
+      ),
       jobSet: z.boolean(),
       basesVolume: volume,
       env,

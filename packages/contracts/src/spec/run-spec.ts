@@ -185,6 +185,13 @@ export const runSpecFields = z
       description:
         "Runs with a higher one train first. A tenant may ask for its quota `highestPriority` at most, and always for less. Among equals the tenant that has the fewest GPUs in use is next.",
     }),
+    profile: z
+      .string()
+      .regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/, "lower-case letters, digits and dashes, at most 63")
+      .optional()
+      .describe(
+        "Kind of pod of an attempt, on Kubernetes: one of those that the installation offers, by name (nodes, CPU and memory, queue, priority class). Absent: as the base's, or everybody's.",
+      ),
     max_attempts: z
       .int()
       .min(1)

@@ -35,7 +35,11 @@ const started = async (given: Parameters<typeof startGateway>[0]): Promise<Gatew
 
 describe("a run over its tenant's quota is refused", () => {
   test("for its GPUs, its priority, and a new adapter", async ({ nc, tenant }) => {
-    const quotas = { default: { gpusPerRun: 4, highestPriority: 2 }, tenants: { [tenant]: { adapters: 1 } } };
+    const quotas = {
+      default: { gpusPerRun: 4, highestPriority: 2 },
+      tenants: { [tenant]: { adapters: 1 } },
+      profiles: { large: {}, theirs: { tenants: [`${tenant}-other`] }, moe: { bases: ["qwen3-30b-a3b"] } },
+    };
     await using line = await started({ nc, tenant, quotas });
     await putAdapter(line.bus, adapterOf(tenant, "pirate", [versionOf(tenant, "pirate", 1)]));
     const training_file = await uploaded(line);
@@ -49,12 +53,20 @@ describe("a run over its tenant's quota is refused", () => {
       message: expect.stringContaining("asks for 8 GPUs (2 on each of 4 nodes), and the quota gpusPerRun of this tenant is 4"),
     });
     await expect(create("pirate", { priority: 3 })).rejects.toMatchObject({ code: "QUOTA_PRIORITY", param: "priority" });
+    for (const profile of ["theirs", "moe", "huge"]) {
+      await expect(create("pirate", { profile })).rejects.toMatchObject({
+        status: 400,
+        code: "PROFILE_NOT_ALLOWED",
+        param: "profile",
+        message: expect.stringContaining('Ask for "large", or leave it out'),
+      });
+    }
     await expect(create("parrot", {})).rejects.toMatchObject({
       code: "QUOTA_ADAPTERS",
       message: expect.stringContaining("this tenant has 1, and its quota is 1. Train a new version of one that exists"),
     });
     // A new version of an adapter that exists is free.
-    expect(await create("pirate", { gpus: 2, nodes: 2, priority: 2 })).toMatchObject({ status: "validating_files" });
+    expect(await create("pirate", { gpus: 2, nodes: 2, priority: 2, profile: "large" })).toMatchObject({ status: "validating_files" });
 
     const other = line.clientFor(await line.keyFor(`${tenant}-other`));
     expect(await create("parrot", {}, other, await uploaded(line, other))).toMatchObject({ status: "validating_files" });

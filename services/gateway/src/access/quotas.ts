@@ -34,7 +34,7 @@ import type { Limits } from "./limits.ts";
 export interface GatewayQuotas {
   of(tenant: string): Quotas;
   view(tenant: string): Promise<QuotaView[]>;
-  /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY, QUOTA_ADAPTERS or QUOTA_STORAGE, 429 QUOTA_RUNS_WAITING if the tenant may not have the run. */
+  /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY, PROFILE_NOT_ALLOWED, QUOTA_ADAPTERS or QUOTA_STORAGE, 429 QUOTA_RUNS_WAITING if the tenant may not have the run. */
   admitRun(tenant: string, spec: RunSpec): Promise<void>;
   /** @throws PermanentError 403 QUOTA_HISTORY if the event is a command, and streams hold as much of the tenant as they may. */
   admitEvent(tenant: string, event: EventDef): Promise<void>;
@@ -94,7 +94,7 @@ export async function createGatewayQuotas({
       return quotaNames.map((quota) => ({ quota, limit: applying[quota], granted: granted[quota], used: used[quota] ?? null }));
     },
     async admitRun(tenant, spec) {
-      const [first, ...others] = await judgeRunByQuotas(bus, { tenant, spec, quotas: of(tenant) });
+      const [first, ...others] = await judgeRunByQuotas(bus, { tenant, spec, quotas: of(tenant), profiles: settings.profiles });
       if (first !== undefined) throw badRequestOf([first, ...others]);
       const tooMany = await judgeWaitingRuns(training, { tenant, most: of(tenant).runsWaiting });
       if (tooMany !== undefined) throw new PermanentError(tooMany.code, tooMany.message, { status: 429 });

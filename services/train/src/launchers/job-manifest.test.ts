@@ -90,6 +90,52 @@ describe("Kueue's queue of an attempt", () => {
   });
 });
 
+describe("what a run asks for by its profile", () => {
+  const given = trainPodSettings.parse({
+    ...settings,
+    queueName: "usual",
+    queues: { acme: "acmes" },
+    priorityClasses: { "1": "urgent" },
+    nodeSelector: { gpu: "l4" },
+    byBase: { llama: { memory: "64Gi", cpu: "8", jobLabels: { of: "base" } } },
+    profiles: {
+      large: { memory: "400Gi", nodeSelector: { gpu: "h200" }, queueName: "large", priorityClassName: "batch", jobLabels: { team: "ml" } },
+      tidy: { cpu: "2" },
+    },
+  });
+  const of = (spec: object) => {
+    const job = jobManifest(attemptOf({ dataset: "01KB0000000000000000000001", base: "llama", priority: 1, ...spec }), given);
+    const pod = job.spec?.template.spec;
+    return {
+      labels: job.metadata?.labels,
+      needs: pod?.initContainers?.[0]?.resources?.requests,
+      nodes: pod?.nodeSelector,
+      priorityClass: pod?.priorityClassName,
+    };
+  };
+  const queue = "kueue.x-k8s.io/queue-name";
+
+  it("comes before what its base, its tenant and its priority say, and leaves the rest as it is", () => {
+    expect(of({ profile: "large" })).toMatchObject({
+      labels: { [queue]: "large", of: "base", team: "ml" },
+      needs: { memory: "400Gi", cpu: "8" },
+      nodes: { gpu: "h200" },
+      priorityClass: "batch",
+    });
+    expect(of({ profile: "tidy" })).toMatchObject({
+      labels: { [queue]: "acmes" },
+      needs: { memory: "64Gi", cpu: "2" },
+      nodes: { gpu: "l4" },
+      priorityClass: "urgent",
+    });
+    expect(of({})).toMatchObject({ labels: { [queue]: "acmes" }, needs: { memory: "64Gi", cpu: "8" }, priorityClass: "urgent" });
+  });
+
+  it("is nothing else once the operator has taken it away", () => {
+    expect(() => of({ profile: "huge" })).toThrow(expect.objectContaining({ code: "PROFILE_NOT_ALLOWED" }));
+  });
+});
+
 describe("what differs by base", () => {
   const given = trainPodSettings.parse({
     ...settings,

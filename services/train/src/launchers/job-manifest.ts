@@ -1,5 +1,6 @@
 /** One attempt as a Kubernetes Job. Pure. */
 import type { V1Container, V1Job, V1PodSpec, V1PodTemplateSpec } from "@kubernetes/client-node";
+import { PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import type { AttemptRequest, AttemptSpec } from "../attempt/attempt-spec.ts";
 import { trainMethodOf } from "../train-methods.ts";
@@ -85,6 +86,10 @@ export const trainPodSettings = z.strictObject({
     .record(z.string(), attemptOfBase)
     .default({})
     .describe("What differs for runs of a base. jobLabels, jobAnnotations and podTemplate are merged, the others replaced."),
+  profiles: z
+    .record(z.string(), attemptOfBase.omit({ gpus: true }))
+    .default({})
+    .describe("What differs for runs that ask for it by `profile`: as byBase, and it comes before that."),
   env: kubeObjects.describe("The trainer's environment, as in a container."),
   envFrom: kubeObjects,
   volumeMounts: kubeObjects.describe("Of the trainer's container."),
@@ -130,12 +135,40 @@ export const container = "courier";
 export const trainerContainer = "trainer";
 
 /** Whether some attempts are queued by Kueue. */
-export const usesKueue = ({ queueName, queues, byBase }: TrainPodSettings): boolean =>
-  queueName !== undefined || Object.keys(queues).length > 0 || Object.values(byBase).some((of) => of.queueName !== undefined);
+export const usesKueue = ({ queueName, queues, byBase, profiles }: TrainPodSettings): boolean =>
+  queueName !== undefined ||
+  Object.keys(queues).length > 0 ||
+  [...Object.values(byBase), ...Object.values(profiles)].some((of) => of.queueName !== undefined);
 
-/** The settings for runs of a base. */
-export function settingsOfBase(settings: TrainPodSettings, base: string): TrainPodSettings {
-  const { jobLabels, jobAnnotations, podTemplate, ...others } = settings.byBase[base] ?? {};
+/**
+ * The settings for a run: those of its base over all others', and those of its profile over these.
+ * @throws PermanentError PROFILE_NOT_ALLOWED: the operator has taken it away since the run was requested.
+ */
+function settingsOfRun(
+  settings: TrainPodSettings,
+  { base, profile }: Pick<AttemptRequest["runSpec"], "base" | "profile">,
+): TrainPodSettings {
+  const ofBase = withOwn(settings, settings.byBase[base] ?? {});
+  if (profile === undefined) return ofBase;
+  const own = settings.profiles[profile];
+  if (own === undefined) {
+    const message = `there is no profile "${profile}" any more (train.pods.profiles). The run waits until there is one again; or cancel it, and request it without.`;
+    throw new PermanentError("PROFILE_NOT_ALLOWED", message);
+  }
+  const { priorityClassName, queueName } = own;
+  // What the profile says itself also counts more than what the tenant or the run's priority says.
+  return withOwn(
+    {
+      ...ofBase,
+      ...(priorityClassName === undefined ? {} : { priorityClasses: {} }),
+      ...(queueName === undefined ? {} : { queues: {} }),
+    },
+    own,
+  );
+}
+
+function withOwn(settings: TrainPodSettings, own: z.output<typeof attemptOfBase>): TrainPodSettings {
+  const { jobLabels, jobAnnotations, podTemplate, ...others } = own;
   return {
     ...settings,
     ...(others as Partial<TrainPodSettings>),
@@ -176,7 +209,7 @@ const users = { courier: 65_532, trainer: 65_533, group: 65_532 } as const;
  * mounted as files, in the courier's container alone.
  */
 export function jobManifest(attempt: AttemptRequest, ofAll: TrainPodSettings): V1Job {
-  const settings = settingsOfBase(ofAll, attempt.runSpec.base);
+  const settings = settingsOfRun(ofAll, attempt.runSpec);
   const gpus = attempt.runSpec.gpus ?? settings.gpus;
   const queue = queueOf(attempt.tenant, settings);
   const priorityClassName = settings.priorityClasses[String(attempt.runSpec.priority ?? 0)] ?? settings.priorityClassName;
