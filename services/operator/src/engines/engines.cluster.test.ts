@@ -9,7 +9,7 @@ import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import type { V1Deployment, V1Job, V1Pod } from "@kubernetes/client-node";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
-import { buckets, type Condition, type EngineRecord, engineSettingsList, trafficKeys } from "@loraline/contracts";
+import { type AdapterVersion, buckets, type Condition, type EngineRecord, engineSettingsList, trafficKeys } from "@loraline/contracts";
 import { createKube, type Kube } from "@loraline/kube";
 import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry, type Telemetry } from "@loraline/runtime";
@@ -383,17 +383,26 @@ describe("an Engine", () => {
         await playReady(name, 0);
 
         const adapters = await bus.bucket(buckets.adapters);
-        const version = {
+        const blob = <K extends "adapter" | "evidence">(kind: K) => ({ kind, digest, size: 1 });
+        const version: AdapterVersion = {
           version: 1,
           engineName: "acme.pirate.v1.0123456789ab",
           digest,
+          manifest: blob("adapter"),
+          evidence: blob("evidence"),
+          runId: "01JD0000000000000000000001",
           rank: 8,
-          status: "desired" as const,
-          servedAt: null,
+          promote: "auto",
+          evaluation: null,
+          status: "desired",
           reason: null,
+          lastStepAt: new Date().toISOString(),
+          createdAt: new Date().toISOString(),
+          servedAt: null,
+          trace: null,
         };
-        const state = { tenant: "acme", adapter: `a-${name}`, engine: name, base: name, versions: [version], alias: null };
-        await adapters.put(`acme.a-${name}`, state as never);
+        const state = { tenant: "acme", adapter: `a-${name}`, engine: name, base: name, versions: [version], alias: null, history: [] };
+        await adapters.put(`acme.a-${name}`, state);
         await expect.poll(() => replicasOf(name), within).toBe(2);
         await adapters.delete(`acme.a-${name}`);
         if (kind === "Engine") await kube.delete(engines, { namespace, name });
