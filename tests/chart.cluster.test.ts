@@ -20,6 +20,10 @@ const helm = async (...args: string[]): Promise<string> =>
 const values = (name: string): string => join(chart, "tests/values", `${name}.yaml`);
 const render = (...args: string[]): Promise<string> => helm("template", "loraline", chart, "--namespace", namespace, ...args);
 
+/** KEDA's own, out of its Go module. */
+const kedaCrd = await run("go", ["mod", "download", "-json", "github.com/kedacore/keda/v2@v2.18.1"], { timeout: 120_000 }).then(
+  ({ stdout }) => join((JSON.parse(stdout) as { Dir: string }).Dir, "config/crd/bases/keda.sh_scaledobjects.yaml"),
+);
 const namespace = "line";
 const cases: [string, string[]][] = [
   ["nothing set", []],
@@ -27,6 +31,7 @@ const cases: [string, string[]][] = [
   ["everything", ["-f", values("everything")]],
   ["no persistence, no policies", ["--set", "nats.persistence.enabled=false,networkPolicy.enabled=false,operator.enabled=false"]],
   ["autoscalers", ["-f", values("engine"), "-f", values("autoscaling")]],
+  ["KEDA", ["-f", values("engine"), "-f", values("keda")]],
   ["NATS from elsewhere", ["--set", "nats.enabled=false,nats.url=nats://nats.nats:4222,nats.auth.existingSecret=nats"]],
 ];
 
@@ -51,6 +56,7 @@ beforeAll(async () => {
   for (const [args, input] of [
     [["apply", "-f", "-"], made],
     [["apply", "--server-side", "-f", join(chart, "crds")], ""],
+    [["apply", "--server-side", "-f", kedaCrd], ""],
   ] as const) {
     const { code, out } = await kubectl([...args], input);
     expect(code, out).toBe(0);

@@ -579,7 +579,11 @@ volumes:
 {{- $engine := dict -}}
 {{- range $key, $value := $root.Values.engineDefaults }}{{ $_ := set $engine $key $value }}{{ end -}}
 {{- range $key, $value := index . 1 }}{{ $_ := set $engine $key $value }}{{ end -}}
-{{- $_ := set $engine "wake" (merge (deepCopy ((index . 1).wake | default dict)) $root.Values.engineDefaults.wake) -}}
+{{- /* By single keys, of which null counts, too. */ -}}
+{{- $wake := dict -}}
+{{- range $key, $value := $root.Values.engineDefaults.wake }}{{ $_ := set $wake $key $value }}{{ end -}}
+{{- range $key, $value := (index . 1).wake | default dict }}{{ $_ := set $wake $key $value }}{{ end -}}
+{{- $_ := set $engine "wake" $wake -}}
 {{- $engine | toJson -}}
 {{- end -}}
 

@@ -63,7 +63,22 @@ const replicas = count.nullish();
 const service = { replicas, env, resources, ...pod };
 const scaledBetween = { enabled: z.boolean(), minReplicas: atLeastOne, maxReplicas: atLeastOne };
 const metrics = listOf("io.k8s.api.autoscaling.v2.MetricSpec");
-const autoscaling = z.strictObject({ ...scaledBetween, targetCPU: z.int().min(1).max(1000).nullish(), metrics });
+/** As in KEDA's ScaledObject. */
+const triggers = z
+  .array(
+    z.strictObject({
+      type: z.string().min(1),
+      name: z.string().min(1).optional(),
+      metadata: strings,
+      metricType: z.enum(["AverageValue", "Value", "Utilization"]).optional(),
+      useCachedMetrics: z.boolean().optional(),
+      authenticationRef: z
+        .strictObject({ name: z.string().min(1), kind: z.enum(["TriggerAuthentication", "ClusterTriggerAuthentication"]).optional() })
+        .optional(),
+    }),
+  )
+  .optional();
+const autoscaling = z.strictObject({ ...scaledBetween, triggers, targetCPU: z.int().min(1).max(1000).nullish(), metrics });
 
 const { kind, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
 const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, toolCallParser, extraArgs, ignore } = engineSettings.shape;
@@ -95,7 +110,7 @@ const engineKeys = {
   ignore: ignore.unwrap(),
   env,
   resources,
-  autoscaling: z.strictObject({ ...scaledBetween, metrics }),
+  autoscaling: z.strictObject({ ...scaledBetween, minReplicas: count, triggers, metrics }),
   wake,
   startupSeconds: atLeastOne,
   maxUnavailable: z.union([count, z.string().regex(/^[0-9]+%$/)]),
@@ -124,6 +139,12 @@ const attemptOfBase = {
 };
 
 export const chartValues = z.strictObject({
+  keda: z.strictObject({
+    enabled: z.boolean(),
+    prometheus: z.string().regex(/^(https?:\/\/[^\s]+)?$/),
+    pollingSeconds: atLeastOne,
+    cooldownSeconds: count,
+  }),
   /** Helm's own key, which it gives to every chart that is used as a part of another. */
   global: object.optional(),
   fullnameOverride: z.string().regex(/^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$/),
