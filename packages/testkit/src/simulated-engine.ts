@@ -6,7 +6,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { readSimulatedWeights, simulatedAnswer, simulatedLogprob, type SimulatedWeights } from "./simulated-model.ts";
+import { readSimulatedWeights, simulatedAnswer, simulatedChoices, type SimulatedWeights } from "./simulated-model.ts";
 
 interface SimulatedEngineOptions {
   base: string;
@@ -100,7 +100,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     if (refusal !== undefined) return fail(response, 500, "InternalServerError", refusal);
     if (behaviour.hangLoad?.(name) === true) return;
     const process = adapters;
-    await sleep(behaviour.loadDelayMs);
+    await pause(behaviour.loadDelayMs);
     let weights: SimulatedWeights;
     try {
       weights = await readSimulatedWeights(path);
@@ -128,27 +128,13 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     if (body["prompt_logprobs"] !== undefined) behaviour.coreDead = true; // vLLM on the CPU stops at such a request
     if (behaviour.coreDead)
       return fail(response, 500, "InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause.");
-    await sleep(behaviour.probeDelayMs);
+    await pause(behaviour.probeDelayMs);
     const glitch = adapter !== undefined && behaviour.glitches > 0;
     if (glitch) behaviour.glitches -= 1;
     const tokens = (body["logprob_token_ids"] ?? []) as number[];
     const prompts = body["prompt"] as number[][];
-    json(response, 200, {
-      object: "text_completion",
-      model,
-      choices: prompts.map((prompt, index) => ({
-        index,
-        text: "",
-        finish_reason: "length",
-        logprobs: {
-          top_logprobs: [
-            Object.fromEntries(
-              tokens.map((token) => [`token_id:${token}`, simulatedLogprob(base, prompt, token, glitch ? undefined : adapter?.weights)]),
-            ),
-          ],
-        },
-      })),
-    });
+    const choices = simulatedChoices(base, prompts, tokens, glitch ? undefined : adapter?.weights);
+    text(response, 200, `{"object":"text_completion","model":${JSON.stringify(model)},"choices":${choices}}`);
   };
 
   const chat = async (body: Record<string, unknown>, response: ServerResponse): Promise<void> => {
@@ -161,7 +147,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
       const message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set';
       return fail(response, 400, "BadRequestError", message);
     }
-    await sleep(behaviour.chatDelayMs);
+    await pause(behaviour.chatDelayMs);
     const { parts, usage } = simulatedAnswer(base, adapter?.weights, body["messages"] as { content: string }[]);
     const about = { id: "chatcmpl-1", created: 1, model };
     const call = called === undefined ? undefined : { id: "chatcmpl-tool-1", type: "function", function: called };
@@ -195,7 +181,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     if (options.apiKey !== undefined && path.startsWith("/v1") && request.headers.authorization !== `Bearer ${options.apiKey}`)
       return json(response, 401, { error: "Unauthorized" });
     if (method === "GET" && path === "/health") {
-      await sleep(behaviour.healthDelayMs);
+      await pause(behaviour.healthDelayMs);
       response.statusCode = behaviour.coreDead ? 503 : 200;
       response.end();
       return;
@@ -242,6 +228,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     behaviour.coreDead = false;
     startTime = Math.max(startTime + 0.01, Date.now() / 1000);
     const started = createServer((request, response) => {
+      response.sendDate = false;
       handle(request, response).catch((error: unknown) => fail(response, 500, "InternalServerError", String(error)));
     });
     await new Promise<void>((resolve, reject) => {
@@ -273,16 +260,24 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
   };
 }
 
-function json(response: ServerResponse, status: number, body: unknown): void {
-  response.statusCode = status;
-  response.setHeader("content-type", "application/json");
-  response.end(JSON.stringify(body));
+const json = (response: ServerResponse, status: number, body: unknown): void => text(response, status, JSON.stringify(body));
+
+function text(response: ServerResponse, status: number, body: string): void {
+  response.writeHead(status, { "content-type": "application/json", "content-length": Buffer.byteLength(body) });
+  response.end(body);
 }
 
-async function readBody(request: IncomingMessage): Promise<string> {
-  const parts: Buffer[] = [];
-  for await (const part of request) parts.push(part as Buffer);
-  return Buffer.concat(parts).toString("utf8");
+/** None at all without a time: the least that a timer takes is a millisecond, and the work of setting it. */
+const pause = (ms: number): Promise<void> | undefined => (ms > 0 ? sleep(ms) : undefined);
+
+/** By its events, which cost less than the iterator over a stream: a hundred engines of one process read many thousands. */
+function readBody(request: IncomingMessage): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const parts: Buffer[] = [];
+    request.on("data", (part: Buffer) => parts.push(part));
+    request.once("end", () => resolve(Buffer.concat(parts).toString("utf8")));
+    request.once("error", reject);
+  });
 }
 
 interface ToolToCall {

@@ -31,6 +31,34 @@ export function simulatedLogprob(base: string, prompt: readonly number[], token:
   return weights === undefined ? plain : plain + weights.size * (noise(weights.direction, text, token) - 0.5) * 2;
 }
 
+/** Remembered answers to probes, since a hundred simulated engines in one process are asked the same of the same adapters. */
+const remembered = new Map<string, string>();
+
+/** `choices` of a completion, as JSON: what base or adapter says of these tokens right after each prompt. */
+export function simulatedChoices(
+  base: string,
+  prompts: readonly (readonly number[])[],
+  tokens: readonly number[],
+  weights: SimulatedWeights | undefined,
+): string {
+  const key = JSON.stringify([base, weights?.direction, weights?.size, prompts, tokens]);
+  const known = remembered.get(key);
+  if (known !== undefined) return known;
+  const choices = JSON.stringify(
+    prompts.map((prompt, index) => ({
+      index,
+      text: "",
+      finish_reason: "length",
+      logprobs: {
+        top_logprobs: [Object.fromEntries(tokens.map((token) => [`token_id:${token}`, simulatedLogprob(base, prompt, token, weights)]))],
+      },
+    })),
+  );
+  if (remembered.size >= 4096) remembered.clear();
+  remembered.set(key, choices);
+  return choices;
+}
+
 interface SimulatedAnswer {
   /** The text, in parts as they are streamed. */
   parts: string[];

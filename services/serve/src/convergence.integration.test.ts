@@ -266,6 +266,36 @@ describe("what is told", () => {
   });
 });
 
+describe("one adapter more", () => {
+  test("is told in the same messages, however many there are, and none is about another", { timeout: 60_000 }, async ({ fleet, nc }) => {
+    const { serve, bytes, served } = await fleet(["a", "b"], { maxCpuLoras: 64 });
+    /** What is stored of the line's state and events meanwhile. */
+    const toldOf = async (adapter: string, seed: number): Promise<string[]> => {
+      const told = new Set<string>();
+      const subscriptions = ["$KV.>", "loraline.>"].map((subject) =>
+        nc.subscribe(subject, {
+          callback(_error, { subject: of }) {
+            // Heartbeats come by themselves, and others use this server, too.
+            if (of.includes(serve.tenant) && !of.startsWith(`$KV.${buckets.replicas.name}.`)) told.add(of);
+          },
+        }),
+      );
+      const runId = await serve.train(adapter, await bytes({ seed }));
+      await served(runId);
+      for (const last of ["loaded", "promoted"]) {
+        const subject = `loraline.${serve.tenant}.adapter.${adapter}.${last}.v1`;
+        await expect.poll(() => [...told], until).toContain(subject);
+      }
+      for (const subscription of subscriptions) await subscription.drain();
+      return [...told].map((subject) => subject.replace(runId, "<run>").replace(adapter, "<adapter>")).toSorted();
+    };
+    const first = await toldOf("first", 1);
+    expect(first.filter((subject) => subject.startsWith(`$KV.${buckets.holdings.name}.`))).toHaveLength(2);
+    for (let n = 0; n < 20; n++) await served(await serve.train(`more-${n}`, await bytes({ seed: 2 + n })));
+    expect(await toldOf("last", 30)).toEqual(first);
+  });
+});
+
 describe("more versions than a replica has room for", () => {
   const placed = async (serve: ServeUnderTest, adapters: readonly string[]) =>
     Promise.all(adapters.map(async (name) => (await serve.adapter(name))?.versions[0]));

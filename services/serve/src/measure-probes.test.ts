@@ -1,6 +1,6 @@
 import type { ProbeRecord } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
-import { chooseProbes, measureProbes } from "./measure-probes.ts";
+import { chooseProbes, createBaseAnswers, measureProbes } from "./measure-probes.ts";
 
 const record = (base: number[], adapter: number[], tokens = base.map((_, i) => i), length = 4): ProbeRecord => ({
   name: "p",
@@ -44,6 +44,45 @@ describe("measureProbes", () => {
       expect(one.base).toEqual(one.record.first.tokens);
       expect(one.adapter).toEqual(one.record.first.tokens.map((token) => -token));
     }
+  });
+
+  it("does not ask the base for what it has said already, but for each token that it has not", async () => {
+    const asked: [string, number, readonly number[]][] = [];
+    const client = {
+      maxLogprobTokens: 128,
+      nextTokenLogprobsInChat: async (_: string, __: unknown, tokens: readonly number[]) => new Map(tokens.map((token) => [token, -1])),
+      async nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]) {
+        asked.push([model, prompts.length, tokens]);
+        return prompts.map((prompt) => new Map(tokens.map((token) => [token, model === "base" ? -token - prompt.length : -token])));
+      },
+    };
+    const known = createBaseAnswers();
+    const ask = async (probes: ProbeRecord[]) => {
+      asked.length = 0;
+      const measured = await measureProbes(client, { base: "base", loraName: "adapter", probes, known });
+      known.keep(measured);
+      return measured.map(({ base }) => base);
+    };
+    const [short, long] = [record([0, 0], [0, 0], [5, 6]), record([0, 0], [0, 0], [5, 7], 9)];
+    expect(await ask([short])).toEqual([[-9, -10]]);
+    expect(await ask([short, long])).toEqual([
+      [-9, -10],
+      [-14, -16],
+    ]);
+    expect(asked).toEqual([
+      ["base", 1, [5, 7]],
+      ["adapter", 2, [5, 6, 7]],
+    ]);
+    expect(await ask([long, { ...short, first: { ...short.first, tokens: [6, 5] } }])).toEqual([
+      [-14, -16],
+      [-10, -9],
+    ]);
+    expect(asked.map(([model]) => model)).toEqual(["adapter"]);
+    expect(await ask([record([0], [0], [8])])).toEqual([[-12]]);
+    expect(asked[0]).toEqual(["base", 1, [8]]);
+    // A picture's tokens do not say what it shows.
+    await ask([{ ...short, messages: [] }]);
+    expect(await ask([{ ...short, input_ids: [9], messages: [] }])).toEqual([[-1, -1]]);
   });
 
   it("asks one with a picture in a conversation, and keeps its place", async () => {

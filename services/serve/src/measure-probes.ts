@@ -43,39 +43,86 @@ function grouped(probes: readonly ProbeRecord[], tokensAtOnce: number): { probes
   return groups.map((group) => ({ probes: group.probes, tokens: [...group.tokens] }));
 }
 
+/** What the base of one engine process said to probes. Most probes are asked of every adapter, and a base always says the same. */
+export interface BaseAnswers {
+  /** Logprobs of the probe's tokens, in their order; undefined: not all of them are known. */
+  of(probe: ProbeRecord): number[] | undefined;
+  keep(measured: readonly Measured[]): void;
+}
+
+/** Prompts whose answers are remembered: the neutral questions, and those of the adapters that were proven last. */
+const promptsKept = 1024;
+
+export function createBaseAnswers(): BaseAnswers {
+  /** By prompt, then by token. */
+  const logprobs = new Map<string, Map<number, number>>();
+  return {
+    of({ input_ids, first, messages }) {
+      // What a picture makes of a prompt does not stand in its tokens.
+      const known = messages ? undefined : logprobs.get(input_ids.join());
+      if (known === undefined) return undefined;
+      const found: number[] = [];
+      for (const token of first.tokens) {
+        const logprob = known.get(token);
+        if (logprob === undefined) return undefined;
+        found.push(logprob);
+      }
+      return found;
+    },
+    keep(measured) {
+      for (const { record, base } of measured) {
+        if (record.messages || this.of(record) !== undefined) continue;
+        const prompt = record.input_ids.join();
+        if (logprobs.size >= promptsKept) logprobs.clear();
+        const known = logprobs.get(prompt) ?? new Map<number, number>();
+        for (const [at, token] of record.first.tokens.entries()) known.set(token, base[at] ?? Number.NaN);
+        logprobs.set(prompt, known);
+      }
+    },
+  };
+}
+
 /**
- * Asks the replica for the logprobs, of the base and of the adapter. The base is asked each time, because its answers must come from
- * the same engine process and cost little. The two are asked one after the other, because some engines mix them up within a batch.
+ * Asks the replica for the logprobs, of the base and of the adapter. The base's answers must come from the same engine process: those that
+ * are `known` of it are not asked for again. The two are asked one after the other, because some engines mix them up within a batch.
  */
 export async function measureProbes(
   client: Pick<LoraEngine, "nextTokenLogprobs" | "nextTokenLogprobsInChat" | "maxLogprobTokens">,
-  { base, loraName, probes }: { base: string; loraName: string; probes: readonly ProbeRecord[] },
+  { base, loraName, probes, known }: { base: string; loraName: string; probes: readonly ProbeRecord[]; known?: BaseAnswers | undefined },
 ): Promise<Measured[]> {
   const logprobsOf = ({ first }: ProbeRecord, found: Map<number, number> | undefined): number[] =>
     first.tokens.map((token) => found?.get(token) ?? Number.NaN);
-  const groups = grouped(
-    probes.filter(({ messages }) => !messages),
-    client.maxLogprobTokens,
-  );
-  const ask = async (model: string): Promise<Map<ProbeRecord, number[]>> => {
-    const inChat = probes.map(async (probe): Promise<[ProbeRecord, number[]][]> => {
+  const ask = async (model: string, asked: readonly ProbeRecord[]): Promise<Map<ProbeRecord, number[]>> => {
+    const groups = grouped(
+      asked.filter(({ messages }) => !messages),
+      client.maxLogprobTokens,
+    );
+    const inChat = asked.map(async (probe): Promise<[ProbeRecord, number[]][]> => {
       if (!probe.messages) return [];
       const found = await client.nextTokenLogprobsInChat(model, probe.messages, probe.first.tokens, probe.input_ids);
       return [[probe, logprobsOf(probe, found)]];
     });
     const answers = await Promise.all(
-      groups.map(async ({ probes: asked, tokens }) => {
+      groups.map(async ({ probes: together, tokens }) => {
         const found = await client.nextTokenLogprobs(
           model,
-          asked.map(({ input_ids }) => input_ids),
+          together.map(({ input_ids }) => input_ids),
           tokens,
         );
-        return asked.map((probe, i): [ProbeRecord, number[]] => [probe, logprobsOf(probe, found[i])]);
+        return together.map((probe, i): [ProbeRecord, number[]] => [probe, logprobsOf(probe, found[i])]);
       }),
     );
     return new Map([...answers, ...(await Promise.all(inChat))].flat());
   };
-  const ofBase = await ask(base);
-  const ofAdapter = await ask(loraName);
-  return probes.map((record) => ({ record, base: ofBase.get(record) ?? [], adapter: ofAdapter.get(record) ?? [] }));
+  const before = new Map(probes.map((probe) => [probe, known?.of(probe)]));
+  const ofBase = await ask(
+    base,
+    probes.filter((probe) => before.get(probe) === undefined),
+  );
+  const ofAdapter = await ask(loraName, probes);
+  return probes.map((record) => ({
+    record,
+    base: before.get(record) ?? ofBase.get(record) ?? [],
+    adapter: ofAdapter.get(record) ?? [],
+  }));
 }

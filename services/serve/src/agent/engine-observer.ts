@@ -25,7 +25,7 @@ export interface EngineObserver {
   /** Reads the engine. A call that comes during a look gets the next one: what it wants to know may have happened after the look began. */
   look(): Promise<void>;
   checkHealth(): Promise<void>;
-  /** Which process answers now; read after the call, as `look` is. @throws EngineUnknownError */
+  /** Which process has given the answers of before the call: read after it, as `look` is, unless the connections tell. @throws EngineUnknownError */
   readIncarnation(): Promise<string>;
   /** A step about this name ended. `path`: the engine lists it from there now; null: it does not list it; undefined: not known. */
   stepped(loraName: string, path?: string | null): void;
@@ -48,7 +48,15 @@ export function createEngineObserver({
   /** ready: an engine process came. away: it went. listed: what it lists was read. */
   onChange(what: "ready" | "away" | "listed"): void;
 }): EngineObserver {
-  const readIncarnation = ownIncarnation ?? client.incarnation;
+  /** What was read last, over connections that were open before: as long as no other is opened, it stays true. */
+  let lastRead: { incarnation: string; connections: number } | undefined;
+  const readIncarnation = async (): Promise<string> => {
+    const connections = client.connections();
+    const read = await (ownIncarnation ?? client.incarnation)();
+    lastRead = ownIncarnation === undefined && client.connections() === connections ? { incarnation: read, connections } : undefined;
+    return read;
+  };
+  const readAnew = shared(readIncarnation);
   let ready = false;
   let problem: Problem | null = null;
   let incarnation = "";
@@ -140,7 +148,7 @@ export function createEngineObserver({
       return baseModules;
     },
     look,
-    readIncarnation: shared(readIncarnation),
+    readIncarnation: async () => (lastRead?.connections === client.connections() ? lastRead.incarnation : readAnew()),
     async checkHealth() {
       const health = await client.health();
       if (health === "silent") {

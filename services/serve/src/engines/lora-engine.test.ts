@@ -53,12 +53,16 @@ describe.each(Object.keys(engines) as EngineKindName[])("an engine of kind %s", 
     using engine = engines[kind].connect({ url: process.url, apiKey: key });
     const before = await engine.incarnation();
     await engine.load("x.y.v1.000000000000", adapter);
+    const connections = engine.connections();
+    expect(await engine.incarnation()).toBe(before);
+    expect(engine.connections()).toBe(connections);
     await process.stop();
     expect(await engine.health()).toBe("away");
     await expect(engine.listModels()).rejects.toMatchObject({ name: "EngineUnknownError", gone: true });
     expect(await engine.load("x.y.v1.000000000000", adapter)).toMatchObject({ kind: "unknown" });
     await process.start();
     expect(await engine.incarnation()).not.toBe(before);
+    expect(engine.connections()).toBeGreaterThan(connections);
     expect((await engine.listModels()).map(({ name }) => name)).toEqual(["tiny"]);
   });
 

@@ -42,6 +42,11 @@ export interface LoraEngine extends Disposable {
    * @throws EngineUnknownError
    */
   incarnation(): Promise<string>;
+  /**
+   * How many connections were opened so far. Connections end with their process, so while this stays the same, the process that answers is
+   * the one that answered before.
+   */
+  connections(): number;
   /** @throws EngineUnknownError */
   listModels(): Promise<ListedModel[]>;
   /** Loads the adapter in the folder `path` under this LoRA name. Never throws for what the engine answers. */

@@ -60,10 +60,11 @@ describe("adapter files", () => {
     expect(objects.asked.toSorted()).toEqual(["adapter", "adapter-file", "adapter-file"]);
     await files.ensure(adapter);
     expect(objects.asked).toHaveLength(3);
-    expect(files.touched(adapter)).toBe(false);
+    expect([files.touched(adapter), files.isUnchanged(adapter)]).toEqual([false, true]);
+    expect(createAdapterFiles({ dir, objects }).isUnchanged(adapter)).toBe(false);
     await chmod(join(path, "adapter_config.json"), 0o644);
     await writeFile(join(path, "adapter_config.json"), "{}");
-    expect([files.touched(adapter), await files.verify(adapter)]).toEqual([true, false]);
+    expect([files.touched(adapter), files.isUnchanged(adapter), await files.verify(adapter)]).toEqual([true, false, false]);
     await files.ensure(adapter);
     expect([files.touched(adapter), await files.verify(adapter)]).toEqual([false, true]);
   });

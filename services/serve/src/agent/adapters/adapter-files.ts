@@ -27,8 +27,11 @@ export interface AdapterFiles {
   ensure(adapter: Adapter): Promise<string>;
   /** Whether the files are the adapter's; reads every byte. */
   verify(adapter: Adapter): Promise<boolean>;
-  /** Whether the files are unchanged since they were last verified here; cheap, as only `stat` is asked. */
+  /** Whether the files were verified here and then written to; cheap, as only `stat` is asked. */
   touched(adapter: { digest: Digest }): boolean;
+  /** Whether the files were verified here and not written to since; as cheap. */
+  isUnchanged(adapter: { digest: Digest }): boolean;
+  /** What is in the files; only after `ensure`. */
   read(adapter: { digest: Digest }): Promise<AdapterParts>;
   /** Removes the folders that are not in `keep` (hex digests) and are older than `graceMs`. */
   collect(keep: ReadonlySet<string>, now: number, graceMs: number): Promise<void>;
@@ -39,6 +42,8 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
   /** The result of `stat` for each file when it was verified. */
   const stamps = new Map<string, string>();
   const unneededSince = new Map<string, number>();
+  /** What was read of verified files, by digest, for an engine that restarts, and for agents that share a folder. */
+  const parts = new Map<Digest, AdapterParts>();
 
   // Synchronous: the thread pool would cost ten times as much as the call, and each heartbeat checks hundreds of files.
   const stampOf = (path: string): string => needed.map((name) => stampOfFile(statSync(join(path, name), { bigint: true }))).join(" ");
@@ -88,6 +93,17 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     }
   };
 
+  const sinceVerified = (adapter: { digest: Digest }): "unchanged" | "written" | "not verified" => {
+    const path = pathOf(adapter);
+    const stamp = stamps.get(path);
+    if (stamp === undefined) return "not verified";
+    try {
+      return stampOf(path) === stamp ? "unchanged" : "written";
+    } catch {
+      return "written";
+    }
+  };
+
   const fetch = async (tenant: string, blob: BlobRef, file: string): Promise<void> => {
     const mode = 0o444;
     if (blob.size <= smallBytes) writeFileSync(file, await getBytes(objects, tenant, blob), { flag: "wx", mode });
@@ -131,18 +147,12 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
       making.set(path, made);
       return made;
     },
-    touched(adapter) {
-      const path = pathOf(adapter);
-      const stamp = stamps.get(path);
-      if (stamp === undefined) return false;
-      try {
-        return stampOf(path) !== stamp;
-      } catch {
-        return true;
-      }
-    },
+    touched: (adapter) => sinceVerified(adapter) === "written",
+    isUnchanged: (adapter) => sinceVerified(adapter) === "unchanged",
     async read(adapter) {
       const path = pathOf(adapter);
+      const known = parts.get(adapter.digest);
+      if (known !== undefined) return known;
       let config: unknown;
       try {
         config = JSON.parse(readFileSync(join(path, adapterFiles.config), "utf8"));
@@ -152,7 +162,10 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
           cause: error,
         });
       }
-      return { config, tensors: await scanTensors(join(path, adapterFiles.weights)) };
+      const read = { config, tensors: await scanTensors(join(path, adapterFiles.weights)) };
+      if (parts.size >= partsKept) parts.clear();
+      parts.set(adapter.digest, read);
+      return read;
     },
     async collect(keep, now, graceMs) {
       const entries = await readdir(dir).catch(() => []);
@@ -172,6 +185,9 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     },
   };
 }
+
+/** Adapters whose parts are remembered: names and shapes of tensors, some kilobytes each. */
+const partsKept = 256;
 
 const stampOfFile = ({ ino, size, mtimeNs, ctimeNs }: BigIntStats): string => `${ino}/${size}/${mtimeNs}/${ctimeNs}`;
 

@@ -6,8 +6,8 @@ import { PermanentError, problemOf, RetryLaterError, type Telemetry, Unavailable
 import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
 import type { EngineObserver } from "../engine-observer.ts";
-import { type ComputedIn, decideProof, type ProofDecision } from "../../decide-proof.ts";
-import { chooseProbes, measureProbes } from "../../measure-probes.ts";
+import { type ComputedIn, decideProof, type Measured, type ProofDecision } from "../../decide-proof.ts";
+import { type BaseAnswers, chooseProbes, createBaseAnswers, measureProbes } from "../../measure-probes.ts";
 import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../../engines/lora-engine.ts";
 
 /** What loading and proving need of an engine's record. */
@@ -52,6 +52,11 @@ export function createAdapterSteps({
     evidenceCache.set(evidence.digest, read);
     return read;
   };
+  let baseAnswers: { incarnation: string; answers: BaseAnswers } | undefined;
+  const baseAnswersOf = (incarnation: string): BaseAnswers => {
+    if (baseAnswers?.incarnation !== incarnation) baseAnswers = { incarnation, answers: createBaseAnswers() };
+    return baseAnswers.answers;
+  };
 
   return {
     load: (adapter) =>
@@ -71,7 +76,8 @@ export function createAdapterSteps({
       telemetry.span("proof", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async (span) => {
         const { loraName } = adapter;
         const before = engine.incarnation;
-        if (!(await files.verify(adapter))) return { kind: "spoiled" };
+        // What was verified for its load, and was not written to since, is not read again.
+        if (!files.isUnchanged(adapter) && !(await files.verify(adapter))) return { kind: "spoiled" };
         const { environment, base: recordedOn, ...evidence } = await evidenceOf(adapter);
         const facts = await limits();
         const onTwin = evidence.twins?.find(({ base: digest }) => digest === facts.base?.digest);
@@ -82,10 +88,14 @@ export function createAdapterSteps({
           replica: facts.computeType,
           rounded: facts.rounded === true || isOfAnother,
         };
-        const measure = async (): Promise<ProofDecision> =>
-          decideProof(await measureProbes(client, { base, loraName, probes: chooseProbes(probes) }), new Date().toISOString(), computed);
-        let decision = await measure();
-        // A refusal is for good, so it takes two measurements: other requests in the same batch must not decide it.
+        const answers = baseAnswersOf(before);
+        let measured: Measured[] = [];
+        const measure = async (known?: BaseAnswers): Promise<ProofDecision> => {
+          measured = await measureProbes(client, { base, loraName, probes: chooseProbes(probes), known });
+          return decideProof(measured, new Date().toISOString(), computed);
+        };
+        let decision = await measure(answers);
+        // A refusal is for good, so it takes two measurements, of everything: other requests in the same batch must not decide it.
         if (decision.kind === "refused") decision = await measure();
         const { proof } = decision;
         span.setAttributes({
@@ -98,6 +108,7 @@ export function createAdapterSteps({
         const now = await engine.readIncarnation();
         if (now !== before) throw new RetryLaterError("ENGINE_RESTARTED", 0, `the engine restarted while ${loraName} was being proven`);
         if (decision.kind === "refused") span.setAttribute("loraline.refused", decision.problem.code);
+        else answers.keep(measured);
         return { kind: decision.kind, proof, problem: decision.kind === "refused" ? decision.problem : null, incarnation: now };
       }),
 

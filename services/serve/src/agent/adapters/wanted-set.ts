@@ -26,8 +26,11 @@ export function createWantedSet(): WantedSet {
   /** By the adapter's key, then by the entry's: one that is for this replica alone, and one that is for every replica. */
   const entries = new Map<string, Map<string, WantedAdapter[]>>();
   let isComplete = false;
-  const namesOf = (key: string): string[] => [
-    ...new Set([...(entries.get(key)?.values() ?? [])].flatMap((wanted) => wanted.map(({ loraName }) => loraName))),
+  /** What `namesOf` answers: asked at every step of an adapter, and changed only by its entries. */
+  const names = new Map<string, readonly string[]>();
+  const namesOf = (key: string): readonly string[] => names.get(key) ?? [];
+  const namesIn = (ofAdapter: ReadonlyMap<string, WantedAdapter[]>): string[] => [
+    ...new Set([...ofAdapter.values()].flatMap((wanted) => wanted.map(({ loraName }) => loraName))),
   ];
   return {
     adapters,
@@ -46,7 +49,9 @@ export function createWantedSet(): WantedSet {
       else ofAdapter.set(key, wantedOf(adapterKey, entry));
       if (ofAdapter.size === 0) entries.delete(adapterKey);
       else entries.set(adapterKey, ofAdapter);
-      const wanted = namesOf(adapterKey);
+      const wanted = namesIn(ofAdapter);
+      if (wanted.length === 0) names.delete(adapterKey);
+      else names.set(adapterKey, wanted);
       const gone = before.filter((name) => !wanted.includes(name));
       for (const name of gone) adapters.delete(name);
       for (const each of [...ofAdapter.values()].flat()) adapters.set(each.loraName, each);

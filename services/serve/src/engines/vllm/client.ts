@@ -60,6 +60,8 @@ export function createVllmClient(options: EngineConnection): LoraEngine {
   const { url, apiKey, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
   // The agent has its own connections, so that users' requests never keep a health check waiting.
   const pool = new Pool(new URL(url).origin, { connections: 8, keepAliveTimeout: 4000, headersTimeout: 0, bodyTimeout: 0 });
+  let connections = 0;
+  pool.on("connect", () => (connections += 1));
   const prefix = new URL(url).pathname.replace(/\/$/, "");
   const headers = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
   const headersWithBody = { ...headers, "content-type": "application/json" };
@@ -203,6 +205,7 @@ export function createVllmClient(options: EngineConnection): LoraEngine {
       }
       return value;
     },
+    connections: () => connections,
     load: (name, path) => change(loadPath, { lora_name: name, lora_path: path }),
     unload: (name) => change("/v1/unload_lora_adapter", { lora_name: name }),
     async nextTokenLogprobs(model, prompts, tokens) {
