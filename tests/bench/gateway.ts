@@ -109,8 +109,11 @@ export async function startStack(prepare: (of: { nc: NatsConnection; bus: Bus })
   const bus = createBus({ nc, log, telemetry: starting.use(createTelemetry({ service: "bench" })), source: "bench" });
   await prepare({ nc, bus });
   const gateway = starting.use(
-    await node("services/gateway/src/main.ts", { NATS_URL: nats.url, HOST: "127.0.0.1", PORT: "0", METRICS_PORT: "0" }, (line) =>
-      line.includes("gateway is listening") ? (JSON.parse(line) as { url: string }).url : undefined,
+    await node(
+      "services/gateway/src/main.ts",
+      // As the chart starts it.
+      { NATS_URL: nats.url, HOST: "127.0.0.1", PORT: "0", METRICS_PORT: "0", NODE_OPTIONS: "--max-semi-space-size=16" },
+      (line) => (line.includes("gateway is listening") ? (JSON.parse(line) as { url: string }).url : undefined),
     ),
   );
   const key = await createApiKey({ bus }, { tenant, name: "bench" });

@@ -10,7 +10,14 @@ export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensu
 export { messageId, type Received } from "./envelope.ts";
 export type { KvBucket } from "./kv.ts";
 export { joinBus } from "./join-bus.ts";
-export { createInterner, createLeanReplicaTable, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
+export {
+  createInterner,
+  createLeanReplicaTable,
+  createReplicaTable,
+  type LoraNames,
+  type ReplicaEntry,
+  type ReplicaTable,
+} from "./replica-table.ts";
 export { mostSpansRead, readKeptSpans, spanSink } from "./traces/spans.ts";
 export { ownersOf, type SpanPlace, spansOfTenant, tenantAttribute } from "./traces/spans-of-tenant.ts";
 export { followNats } from "./storage/nats-metrics.ts";

@@ -19,6 +19,12 @@ import type { Bus } from "./bus.ts";
 type Held = Pick<ReplicaAdapter, "engineName" | "state"> & Partial<ReplicaAdapter>;
 type HoldingOf<H extends Held> = Pick<ReplicaHolding, "incarnation" | "agent"> & { adapters: H[] };
 
+/** What there is to ask of a set of LoRA names. */
+export interface LoraNames extends Iterable<string> {
+  has(loraName: string): boolean;
+  readonly size: number;
+}
+
 /** The same object as long as the replica is known; what it shows changes. */
 export interface ReplicaEntry<H extends Held = ReplicaAdapter> {
   /** Its key in KV `replicas`. */
@@ -30,7 +36,7 @@ export interface ReplicaEntry<H extends Held = ReplicaAdapter> {
   /** When its last heartbeat came, by `now`: clocks of other machines may differ. */
   readonly heardAt: number;
   /** LoRA names that are proven in the present incarnation. */
-  readonly proven: ReadonlySet<string>;
+  readonly proven: LoraNames;
   held(loraName: string): H | undefined;
 }
 
@@ -73,11 +79,20 @@ class Kept<H extends Held> implements ReplicaEntry<H> {
   readonly holdings = new Map<string, HoldingOf<H>>();
   /** Of the present incarnation, by LoRA name. Empty without a heartbeat. */
   readonly all = new Map<string, H>();
-  readonly proven = new Set<string>();
+  /** A look at `all`: a set of its own would take as much room again, and nearly everything that is held is proven. */
+  readonly proven: LoraNames & { size: number };
 
   constructor(key: string, silentSince: number) {
     this.key = key;
     this.silentSince = silentSince;
+    const { all } = this;
+    this.proven = {
+      size: 0,
+      has: (loraName) => all.get(loraName)?.state === "proven",
+      *[Symbol.iterator]() {
+        for (const { engineName, state } of all.values()) if (state === "proven") yield engineName;
+      },
+    };
   }
   get state(): Omit<ReplicaState, "adapters"> & { adapters: H[] } {
     return { ...this.report, adapters: [...this.all.values()] };
@@ -105,6 +120,30 @@ export async function createLeanReplicaTable<H extends Held>({
 }: ReplicaTableOptions<H> & { holdings: BucketDef<z.ZodType<HoldingOf<H>>> }): Promise<ReplicaTable<H>> {
   const replicas = new Map<string, Kept<H>>();
   const share = createInterner();
+  /** Lists of one adapter, by its LoRA name, where they say nothing of their replica: all that hold it may have the same one. */
+  let alike = new Map<string, [H]>();
+  const shareHeld = (adapters: H[]): H[] => {
+    const [only] = adapters;
+    // A proof, or an error, is a replica's own.
+    const isPlain =
+      adapters.length === 1 && only !== undefined && Object.values(only).every((value) => typeof value !== "object" || !value);
+    if (isPlain) {
+      const known = alike.get(only.engineName);
+      if (known !== undefined && saysTheSame(known[0], only)) return known;
+      if (alike.size >= 500_000) alike = new Map();
+      const list: [H] = [known === undefined ? only : { ...only, engineName: known[0].engineName }];
+      alike.set(only.engineName, list);
+      return list;
+    }
+    // A hundred replicas name the same thousand adapters.
+    for (const each of adapters) {
+      if (each.tenant !== undefined) each.tenant = share(each.tenant);
+      if (each.adapter !== undefined) each.adapter = share(each.adapter);
+      if (each.digest !== undefined) each.digest = share(each.digest);
+      each.engineName = share(each.engineName);
+    }
+    return adapters;
+  };
 
   const keptOf = (key: string): Kept<H> => {
     let kept = replicas.get(key);
@@ -114,22 +153,27 @@ export async function createLeanReplicaTable<H extends Held>({
     }
     return kept;
   };
-  const setProven = (kept: Kept<H>, loraName: string, isProven: boolean): void => {
-    if (kept.proven.has(loraName) === isProven) return;
-    if (isProven) kept.proven.add(loraName);
-    else kept.proven.delete(loraName);
+  const told = (kept: Kept<H>, loraName: string, wasProven: boolean, isProven: boolean): void => {
+    if (wasProven === isProven) return;
+    kept.proven.size += isProven ? 1 : -1;
     onProven(loraName, kept, isProven);
   };
-  const clear = (kept: Kept<H>): void => {
-    for (const loraName of kept.proven) setProven(kept, loraName, false);
-    kept.all.clear();
+  const hold = (kept: Kept<H>, held: H): void => {
+    const wasProven = kept.proven.has(held.engineName);
+    kept.all.set(held.engineName, held);
+    told(kept, held.engineName, wasProven, held.state === "proven");
+  };
+  const letGo = (kept: Kept<H>, loraName: string): void => {
+    const wasProven = kept.proven.has(loraName);
+    kept.all.delete(loraName);
+    told(kept, loraName, wasProven, false);
   };
 
   const onReport = (key: string, report: ReplicaReport | undefined): void => {
     const kept = keptOf(key);
     if (report === undefined) {
       const wasHere = kept.isHere;
-      clear(kept);
+      for (const loraName of kept.all.keys()) letGo(kept, loraName);
       kept.isHere = false;
       kept.silentSince = now();
       if (kept.holdings.size === 0) replicas.delete(key);
@@ -138,15 +182,13 @@ export async function createLeanReplicaTable<H extends Held>({
     }
     const before = kept.isHere ? kept.report : undefined;
     const sameProcess = before?.incarnation === report.incarnation && (before.agent ?? null) === (report.agent ?? null);
-    if (!sameProcess) clear(kept);
+    if (!sameProcess) for (const loraName of kept.all.keys()) letGo(kept, loraName);
     kept.report = report;
     kept.heardAt = now();
     kept.isHere = true;
     if (!sameProcess) {
       for (const holding of kept.holdings.values()) {
-        if (!kept.counts(holding)) continue;
-        for (const held of holding.adapters) kept.all.set(held.engineName, held);
-        for (const { engineName, state } of holding.adapters) setProven(kept, engineName, state === "proven");
+        if (kept.counts(holding)) for (const held of holding.adapters) hold(kept, held);
       }
     }
     if (!sameProcess || before.ready !== report.ready || before.url !== report.url) onReplica(key, kept);
@@ -161,28 +203,18 @@ export async function createLeanReplicaTable<H extends Held>({
     const gone = new Set(before !== undefined && kept.counts(before) ? before.adapters.map(({ engineName }) => engineName) : []);
     if (holding === undefined) kept.holdings.delete(adapterKey);
     else {
-      // A hundred replicas name the same thousand adapters.
-      for (const each of holding.adapters) {
-        if (each.tenant !== undefined) each.tenant = share(each.tenant);
-        if (each.adapter !== undefined) each.adapter = share(each.adapter);
-        if (each.digest !== undefined) each.digest = share(each.digest);
-        each.engineName = share(each.engineName);
-      }
-      const { incarnation, agent, adapters } = holding;
+      const { incarnation, agent } = holding;
+      const adapters = shareHeld(holding.adapters);
       const shared = { incarnation: share(incarnation), agent: share(agent ?? "") || null, adapters };
       kept.holdings.set(adapterKey, shared);
       if (kept.counts(shared)) {
         for (const held of adapters) {
-          kept.all.set(held.engineName, held);
           gone.delete(held.engineName);
-          setProven(kept, held.engineName, held.state === "proven");
+          hold(kept, held);
         }
       }
     }
-    for (const loraName of gone) {
-      kept.all.delete(loraName);
-      setProven(kept, loraName, false);
-    }
+    for (const loraName of gone) letGo(kept, loraName);
     if (holding === undefined && kept.holdings.size === 0 && !kept.isHere) replicas.delete(key);
     onHolding(key, adapterKey);
   };
@@ -213,6 +245,11 @@ export async function createLeanReplicaTable<H extends Held>({
         .filter(({ isHere, holdings: left }) => !isHere && left.size > 0)
         .map(({ key, silentSince }) => ({ key, since: silentSince })),
   };
+}
+
+function saysTheSame<H extends object>(one: H, other: H): boolean {
+  const keys = Object.keys(one) as (keyof H)[];
+  return keys.length === Object.keys(other).length && keys.every((key) => one[key] === other[key]);
 }
 
 /** One string object for equal strings. */

@@ -2,7 +2,7 @@
  * What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets, and found by name: a request
  * costs the same however many there are. Of each entry only what the gateway needs is kept.
  */
-import { type Bus, createInterner, createLeanReplicaTable, type ReplicaEntry } from "@loraline/bus";
+import { type Bus, createInterner, createLeanReplicaTable, type LoraNames, type ReplicaEntry } from "@loraline/bus";
 import {
   type BucketDef,
   buckets,
@@ -253,7 +253,7 @@ class KnownReplica implements ReplicaView {
     if (this.#judged?.report !== report) this.#judged = { report, state: this.#judge(report) };
     return this.#judged.state;
   }
-  get proven(): ReadonlySet<string> {
+  get proven(): LoraNames {
     return this.#entry.proven;
   }
   get fresh(): boolean {
@@ -367,7 +367,15 @@ function createAdapters() {
         count(state, 1);
         for (const version of state.versions) version.replicas &&= version.replicas.map(share);
         const { versions, alias, canary } = state;
-        ofTenant.set(adapter, { tenant, adapter, engine: share(state.engine), base: share(state.base), alias, versions, canary });
+        ofTenant.set(adapter, {
+          tenant: share(tenant),
+          adapter,
+          engine: share(state.engine),
+          base: share(state.base),
+          alias,
+          versions,
+          canary,
+        });
       } else {
         ofTenant.delete(adapter);
         if (ofTenant.size === 0) byTenant.delete(tenant);
