@@ -9,17 +9,23 @@ interface Wrapper {
   readonly languageModel: string;
   /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; families-under-test.py makes a small one. */
   readonly refused?: string;
-  /** Whether pictures are trained and served: vLLM needs nothing for its processor that is not installed, and the trainer knows it. */
-  readonly takesPictures?: boolean;
+  /**
+   * How it takes pictures (packages/tokens/src/encoder/vision.ts, services/train/trainer/pictures.py). Absent: none are trained or served, because
+   * the trainer does not know its processor, or vLLM needs something for it that is not installed.
+   */
+  readonly pictures?: PictureFamily;
 }
 
+export type PictureFamily = "idefics3" | "qwen-vl";
+
 const inside: Wrapper = { languageModel: "model.language_model." };
+const qwen: Wrapper = { ...inside, pictures: "qwen-vl" };
 const idefics: Wrapper = { languageModel: "model.text_model." };
 
 const wrappers: Readonly<Record<string, Wrapper>> = {
-  Qwen2VLForConditionalGeneration: inside,
-  Qwen2_5_VLForConditionalGeneration: inside,
-  Qwen3VLForConditionalGeneration: inside,
+  Qwen2VLForConditionalGeneration: qwen,
+  Qwen2_5_VLForConditionalGeneration: qwen,
+  Qwen3VLForConditionalGeneration: qwen,
   Qwen3_5ForConditionalGeneration: inside,
   Gemma4ForConditionalGeneration: inside,
   Llama4ForConditionalGeneration: {
@@ -33,7 +39,7 @@ const wrappers: Readonly<Record<string, Wrapper>> = {
   Gemma3ForConditionalGeneration: inside,
   Mistral3ForConditionalGeneration: inside,
   SmolVLMForConditionalGeneration: idefics,
-  Idefics3ForConditionalGeneration: { ...idefics, takesPictures: true },
+  Idefics3ForConditionalGeneration: { ...idefics, pictures: "idefics3" },
 };
 
 /** Those whose adapters are served. */

@@ -43,7 +43,7 @@ export interface ServedParts {
 
 /** An engine keeps memory for so many in each request. */
 const mostPictures = 4;
-/** Without them neither transformers nor vLLM knows how a picture is prepared. */
+/** Without one of them neither transformers nor vLLM knows how a picture is prepared. */
 const processorFiles = ["preprocessor_config.json", "processor_config.json"];
 
 /** @throws Error: its config.json cannot be read. */
@@ -51,8 +51,8 @@ export async function readServedParts(dir: string): Promise<ServedParts> {
   const config: unknown = JSON.parse(await readFile(join(dir, "config.json"), "utf8"));
   const modules = hasExperts(config) ? await readBaseModules(dir) : undefined;
   const wrapper = wrapperOf(config);
-  const hasProcessor = (await readdir(dir)).filter((name) => processorFiles.includes(name)).length === processorFiles.length;
-  const pictures = wrapper?.takesPictures === true && hasProcessor ? mostPictures : 0;
+  const hasProcessor = (await readdir(dir)).some((name) => processorFiles.includes(name));
+  const pictures = wrapper?.pictures !== undefined && hasProcessor ? mostPictures : 0;
   return {
     languageModelOnly: wrapper !== undefined && pictures === 0,
     pictures,

@@ -46,7 +46,7 @@ function remedyOf(reason: string | undefined, { tokenize: { max_length }, method
     case "BASE_CANNOT_SEE":
       return {
         code: "BASE_CANNOT_SEE",
-        help: "They show images, and the base reads text only. Give rows of text only, or take a base that is trained on pictures.",
+        help: "They show images, and the base reads text only, or its family's pictures are not known here. Give rows of text only, or take a base that is trained on pictures.",
         param: "dataset",
       };
     case "NO_SUPERVISED":

@@ -21,7 +21,8 @@ async function makeSeer(dir: string): Promise<void> {
   for (const [at, content] of placeholders.entries())
     file.added_tokens.push({ id: next + at, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true });
   await writeFile(join(folder, "tokenizer.json"), JSON.stringify(file));
-  for (const name of ["tokenizer_config.json", "generation_config.json", "config.json"]) await cp(join(from, name), join(folder, name));
+  for (const name of ["tokenizer_config.json", "generation_config.json"]) await cp(join(from, name), join(folder, name));
+  await writeFile(join(folder, "config.json"), JSON.stringify({ architectures: ["Idefics3ForConditionalGeneration"] }));
   await cp(join(from, "chat_template.jinja"), join(folder, "chat_template.jinja")).catch(() => undefined);
   const pictures = { do_image_splitting: false, size: { longest_edge: 64 }, max_image_size: { longest_edge: 64 } };
   await writeFile(

@@ -159,7 +159,7 @@ def rows_within_budget(tokens: np.ndarray, budget: float) -> int:
 
 def flatten(rows: list[dict], targets: str = "labels") -> dict:
     """
-    The collator: rows to one flattened batch. `input_ids` and `position_ids` [1, tokens], `cu_seq_lens_*`
+    The collator: rows to one flattened batch. `input_ids` and `position_ids` [1, tokens] (with pictures of some bases [3, 1, tokens]), `cu_seq_lens_*`
     [sequences + 1]. The output head takes a fifth of a small model's time, so it runs only at the positions that
     predict a supervised token: `logits_to_keep` [n]. The expected tokens are `labels` [1 + n]; the first is always -100,
     because transformers counts supervised tokens from the second one on. Pictures: see pictures.py. `targets`: the column of the rows that holds the labels.
@@ -179,7 +179,7 @@ def flatten(rows: list[dict], targets: str = "labels") -> dict:
         "max_length_k": int(lengths.max()),
         "logits_to_keep": torch.from_numpy(supervised - 1),
         "labels": torch.from_numpy(np.concatenate([[-100], labels[supervised]]).astype(np.int64)),
-        **pictures.inputs_of([picture for row in rows for picture in row.get("pictures", ())], input_ids),
+        **pictures.inputs_of([picture for row in rows for picture in row.get("pictures", ())], input_ids, lengths),
     }
 
 

@@ -8,7 +8,7 @@ import type { Base } from "./load-base.ts";
 import { drop, type Encoded, type Reason, type RecordEncoder, type TokenizeSpec } from "./record-encoder.ts";
 import { partsOf } from "../templates/content-parts.ts";
 import { append, createSplit, type Piece } from "../templates/pieces.ts";
-import { imageToken, spellPicture, type Vision } from "./vision.ts";
+import { spellPicture, type Vision } from "./vision.ts";
 import { type ChatTemplate, recogniseTemplate } from "../templates/recognise-template.ts";
 import type { Conversation, Sample } from "../templates/render-jinja.ts";
 import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts";
@@ -45,9 +45,11 @@ function judgeKind({ kind, media }: Rec, { ref, vision }: Base): Encoded | undef
   if (media !== undefined && media.length > 0) {
     const other = media.find(({ type }) => type !== "image");
     if (vision === undefined || other !== undefined) {
+      const reads =
+        vision === undefined ? "reads text only here (docs/bases.md has the families that learn from pictures)" : "reads texts and images";
       return drop(
         "BASE_CANNOT_SEE",
-        `the record shows ${article(other?.type ?? "image")}, and base "${ref.name}" ${vision === undefined ? "reads text only" : "reads texts and images"}. Use text-only rows.`,
+        `the record shows ${article(other?.type ?? "image")}, and base "${ref.name}" ${reads}. Use text-only rows.`,
       );
     }
     const missing = media.find(({ media_type }) => media_type === undefined);
@@ -136,7 +138,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     if (record.kind === "chat") {
       const rendered = (await template()).render(conversationOf(record, spec));
       if ("code" in rendered) return drop(rendered.code, rendered.message);
-      return isShowing(record) ? show(record, rendered) : { record, ...rendered };
+      return isShowing(record) && base.vision !== undefined ? show(record, base.vision, rendered) : { record, ...rendered };
     }
     // Raw text has no template. The end-of-text token is trained, so that the model learns to stop.
     const { prompt = "", completion = record.text ?? "" } = record;
@@ -149,8 +151,9 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
 
   const split = createSplit(encoder.controls);
   /** Puts the tokens of a record's pictures in the places that the template gave them. */
-  const show = (record: Rec, { samples, notes }: Pick<Draft, "samples" | "notes">): Draft | Encoded => {
+  const show = (record: Rec, vision: Vision, { samples, notes }: Pick<Draft, "samples" | "notes">): Draft | Encoded => {
     const { messages } = conversationOf(record, spec);
+    const isPlace = (piece: Piece): boolean => "control" in piece && piece.control === vision.token;
     const shown: Draft["samples"][number][] = [];
     for (const sample of samples) {
       const pictures = messages
@@ -160,12 +163,12 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
       const pieces: Piece[] = [];
       let placed = 0;
       for (const piece of sample.pieces) {
-        const picture = "control" in piece && piece.control === imageToken ? waiting.next().value : undefined;
+        const picture = isPlace(piece) ? waiting.next().value : undefined;
         if (picture !== undefined) placed++;
         if (picture === undefined) append(pieces, piece);
-        else split(spellPicture(base.vision as Vision, picture), false, pieces);
+        else split(spellPicture(vision, picture), false, pieces);
       }
-      const places = sample.pieces.filter((piece) => "control" in piece && piece.control === imageToken).length;
+      const places = sample.pieces.filter(isPlace).length;
       if (places !== pictures.length || placed !== places) {
         const message = `the base's chat template shows ${places} of the record's ${pictures.length} pictures. Use a base whose template shows pictures.`;
         return drop("TEMPLATE_HIDES_PICTURES", message);

@@ -6,7 +6,7 @@ import { baseVersion, readBaseRef } from "@loraline/models/base-ref";
 import { digestOf } from "@loraline/objects/digest";
 import { PermanentError } from "@loraline/runtime/errors";
 import { z } from "zod";
-import { imageToken, readVision, type Vision } from "./vision.ts";
+import { readVision, type Vision } from "./vision.ts";
 import { createEncoder, type Encoder, type EncoderOptions } from "./encoder.ts";
 
 interface SpecialTokens {
@@ -73,7 +73,7 @@ export async function loadBase(dir: string, { ref, ...options }: EncoderOptions 
     encoder,
     template,
     templateDigest: digestOf(template ?? ""),
-    vision: vision !== undefined && encoder.controls.has(imageToken) ? vision : undefined,
+    vision: vision !== undefined && encoder.controls.has(vision.token) ? vision : undefined,
     special: { bos: tokens.bos_token, eos: tokens.eos_token, pad: tokens.pad_token, unk: tokens.unk_token },
     stopIds: base === null && generation === null ? null : new Set(eos === undefined ? stops : [eos, ...stops]),
   };

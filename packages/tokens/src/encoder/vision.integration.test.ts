@@ -15,7 +15,7 @@ const dir = mkdtempSync(join(tmpdir(), "loraline-vision-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 
 /** SmolVLM's own. */
-const template =
+const smolVlm =
   "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 const tiles = Array.from({ length: 6 }, (_, row) => Array.from({ length: 6 }, (__, column) => `<row_${row + 1}_col_${column + 1}>`)).flat();
 const tokens = ["<fake_token_around_image>", "<image>", "<global-img>", ...tiles, "<end_of_utterance>"];
@@ -28,14 +28,38 @@ const processors = {
   fine: { do_image_splitting: true, size: { longest_edge: 630 }, max_image_size: { longest_edge: 64 } },
   kept: { do_image_splitting: true, do_resize: false, size: { longest_edge: 128 }, max_image_size: { longest_edge: 100 } },
 };
+/** Qwen2-VL's own, without its videos; Qwen2.5-VL's is the same, and Qwen3-VL's has no prompt of its own. */
+const qwenVl =
+  "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const qwenTokens = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"];
+const qwen = { image_processor_type: "Qwen2VLImageProcessor", patch_size: 14, temporal_patch_size: 2, merge_size: 2 };
+/** As their bases have them, and smaller ones. */
+const grids = {
+  qwen2: { ...qwen, processor_class: "Qwen2VLProcessor", min_pixels: 3136, max_pixels: 12_845_056 },
+  qwen25: { ...qwen, processor_class: "Qwen2_5_VLProcessor", size: { shortest_edge: 3136, longest_edge: 50_176 } },
+  qwen3: { ...qwen, processor_class: "Qwen3VLProcessor", patch_size: 16, size: { longest_edge: 16_777_216, shortest_edge: 65_536 } },
+  defaults: { image_processor_type: "Qwen2VLImageProcessorFast", processor_class: "Qwen2_5_VLProcessor" },
+};
 const bases = new Map<string, Base>();
 beforeAll(async () => {
   for (const [name, image] of Object.entries(processors)) {
     const special = { eos: "<end_of_utterance>", pad: "<|im_end|>" };
-    const folder = await makeBase(join(dir, name), { template, special, tokens, stops: ["<end_of_utterance>"] });
+    const folder = await makeBase(join(dir, name), { template: smolVlm, special, tokens, stops: ["<end_of_utterance>"] });
     const names = { image_processor_type: "Idefics3ImageProcessor", processor_class: "Idefics3Processor" };
     writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify({ ...names, ...image }));
     writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "Idefics3Processor", image_seq_len: 4 }));
+    bases.set(name, await loadBase(folder));
+  }
+  for (const [name, image] of Object.entries(grids)) {
+    const special = { eos: "<|im_end|>", pad: "<|im_end|>" };
+    const folder = await makeBase(join(dir, name), { template: qwenVl, special, tokens: qwenTokens, stops: ["<|im_end|>"] });
+    writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify(image));
+    const wrapper = image.processor_class.replace("Processor", "");
+    const config = {
+      architectures: [`${wrapper}ForConditionalGeneration`],
+      model_type: wrapper.replace("VL", "_vl").replace("__", "_").toLowerCase(),
+    };
+    writeFileSync(join(folder, "config.json"), JSON.stringify(config));
     bases.set(name, await loadBase(folder));
   }
 });
@@ -104,6 +128,9 @@ describe("ids equal those of transformers", () => {
     [640, 480],
     [1000, 333],
     [2000, 20],
+    // Halves of a token's side, which Python rounds to even numbers.
+    [70, 98],
+    [112, 400],
   ];
   const shapes = sizes.map((size): [Message[], Size[]] => [[shows("What is it?", 0), assistant("A square.")], [size]]);
   const conversations: [Message[], Size[]][] = [
@@ -133,7 +160,7 @@ describe("ids equal those of transformers", () => {
 
   it("for pictures of every shape, several, between words and in several turns, on every kind of processor", async () => {
     const asked = [...shapes, ...conversations].flatMap(([messages, of]) =>
-      Object.keys(processors).map((base) => ({ base, record: withPictures(messages, of) })),
+      [...bases.keys()].map((base) => ({ base, record: withPictures(messages, of) })),
     );
     // One process: it takes longer to start than to answer.
     const theirs = askTransformers(asked);
@@ -185,9 +212,9 @@ describe("a record with pictures", () => {
     const unfetched = { ...record, media: [{ type: "image" as const, ref: "https://a.test/1.png" }] };
     expect(await encode("whole", unfetched)).toMatchObject({ dropped: { code: "PICTURE_NOT_FETCHED" } });
     const folder = join(dir, "whole");
-    writeFileSync(join(folder, "chat_template.jinja"), template.replace("{{ '<image>' }}", ""));
+    writeFileSync(join(folder, "chat_template.jinja"), smolVlm.replace("{{ '<image>' }}", ""));
     const hiding = await loadBase(folder);
-    writeFileSync(join(folder, "chat_template.jinja"), template);
+    writeFileSync(join(folder, "chat_template.jinja"), smolVlm);
     const [hidden] = await createRecordEncoder(hiding, spec).encode([record]);
     expect(hidden?.dropped).toMatchObject({
       code: "TEMPLATE_HIDES_PICTURES",

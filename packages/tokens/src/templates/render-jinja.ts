@@ -7,7 +7,6 @@ import { Template } from "@huggingface/jinja";
 import { isTrainedTurn, type Message } from "@loraline/contracts";
 import { isPythonNumber, type Json, parseExact } from "./python-json.ts";
 import type { Base } from "../encoder/load-base.ts";
-import { imageToken } from "../encoder/vision.ts";
 import { partsOf } from "./content-parts.ts";
 import { controlPattern, createSplit, type Piece } from "./pieces.ts";
 
@@ -58,7 +57,7 @@ const goesThroughContents = (source: string): boolean => /\{%-?\s*for\s+\w+\s+in
 
 /** @throws Error when the template cannot be parsed. */
 export function createJinja(
-  { template, special, encoder }: Pick<Base, "template" | "special" | "encoder">,
+  { template, special, encoder, vision }: Pick<Base, "template" | "special" | "encoder" | "vision">,
   stopIds: ReadonlySet<number>,
 ): Jinja {
   // Line ends are normalised, as Python's jinja does.
@@ -113,7 +112,7 @@ export function createJinja(
   /** Templates that take text get pictures in front of it, each on a line, as vLLM gives them. */
   const asText = (message: Message): string => {
     const parts = partsOf(message);
-    const shown = parts.filter((part) => !("text" in part)).map(() => imageToken);
+    const shown = parts.filter((part) => !("text" in part)).map(() => vision?.shown ?? "");
     if (shown.length === 0) return sealed(message.content);
     return [...shown, parts.flatMap((part) => ("text" in part ? [sealed(part.text)] : [])).join("\n")].join("\n");
   };

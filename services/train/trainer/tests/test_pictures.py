@@ -4,41 +4,79 @@ import base64
 import hashlib
 import io
 import json
+from functools import cache
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import transformers as hf
 from conftest import Directory
 from PIL import Image
 from safetensors.torch import load_file
 from test_language_model import TEXT, modules_of
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
 IMAGE, TOKENS = 60, 4  # of a picture
 COLOURS = {"red": (220, 30, 30), "green": (20, 200, 40), "blue": (30, 40, 230)}
 SIZE = 16
 
 
-@pytest.fixture(scope="module")
-def sees(tmp_path_factory):
-    """A base whose answers depend strongly on what it sees."""
-    directory = tmp_path_factory.mktemp("sees")
-    torch.manual_seed(0)
+def idefics3():
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 4}
-    config = Idefics3Config(
+    config = hf.Idefics3Config(
         text_config=TEXT | {"model_type": "llama"}, vision_config=tower, image_token_id=IMAGE, scale_factor=2, pad_token_id=2, tie_word_embeddings=True
     )
-    model = Idefics3ForConditionalGeneration(config)
+    model = hf.Idefics3ForConditionalGeneration(config)
     patches = model.model.vision_model.embeddings
     torch.nn.init.normal_(patches.patch_embedding.weight, std=0.3)
     torch.nn.init.zeros_(patches.position_embedding.weight)
     torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=0.5)
-    model.generation_config.eos_token_id = 2
-    model.to(torch.bfloat16).save_pretrained(directory)
     edge = {"longest_edge": SIZE}
-    processor = {"image_processor_type": "Idefics3ImageProcessor", "do_image_splitting": False, "size": edge, "max_image_size": edge}
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    return directory
+    return model, {"image_processor_type": "Idefics3ImageProcessor", "do_image_splitting": False, "size": edge, "max_image_size": edge}
+
+
+QWEN_TOWER = {"depth": 1, "hidden_size": 32, "out_hidden_size": TEXT["hidden_size"], "intermediate_size": 16, "num_heads": 2, "patch_size": 4}
+QWEN_TOWERS: dict[str, tuple[str, dict]] = {
+    "qwen2_vl": ("Qwen2VL", {"depth": 1, "embed_dim": 32, "hidden_size": TEXT["hidden_size"], "num_heads": 2, "mlp_ratio": 1, "patch_size": 4}),
+    "qwen2_5_vl": ("Qwen2_5_VL", QWEN_TOWER | {"fullatt_block_indexes": [0]}),
+    "qwen3_vl": ("Qwen3VL", QWEN_TOWER | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}),
+}
+
+
+def qwen(kind: str):
+    name, tower = QWEN_TOWERS[kind]
+    half = TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}}
+    ids = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": 7, "vision_end_token_id": 8}
+    config = getattr(hf, f"{name}Config")(text_config=TEXT | rope, vision_config=tower, tie_word_embeddings=True, **ids)
+    model = getattr(hf, f"{name}ForConditionalGeneration")(config)
+    torch.nn.init.normal_(model.model.visual.patch_embed.proj.weight, std=0.3)
+    for parameter in model.model.visual.merger.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    processor = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 4096}}
+    return model, processor | {"image_processor_type": "Qwen2VLImageProcessor"}
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory):
+    """A base of a family whose answers depend strongly on what it sees."""
+
+    def make(family: str):
+        directory = tmp_path_factory.mktemp(family)
+        torch.manual_seed(0)
+        model, processor = idefics3() if family == "idefics3" else qwen(family)
+        model.generation_config.eos_token_id = 2
+        model.to(torch.bfloat16).save_pretrained(directory)
+        (directory / "preprocessor_config.json").write_text(json.dumps(processor | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+        return directory
+
+    return cache(make)
+
+
+@pytest.fixture
+def sees(base_of):
+    return base_of("idefics3")
 
 
 def picture(colour, shade: int = 0, size=(SIZE, SIZE), kind: str = "PNG") -> bytes:
@@ -80,9 +118,9 @@ def sequence_of(run: Directory, colour: str, shade: int):
 
 
 @pytest.fixture
-def shown(directory, sees):
-    def make(name="run", **options):
-        run = directory(name, base=sees, rows=[], held_out=[], **options)
+def shown(directory, base_of):
+    def make(name="run", family="idefics3", **options):
+        run = directory(name, base=base_of(family), rows=[], held_out=[], **options)
         text = ([], [3, 11, 12, 5], [13, 2])
         two = [keep(run, picture(COLOURS[each], 5)) for each in ("red", "blue")]
         rows = [[sequence_of(run, colour, 3 * i) for colour in COLOURS] + [text] for i in range(6)]
@@ -97,10 +135,11 @@ def shown(directory, sees):
     return make
 
 
-def test_it_learns_to_tell_what_it_sees(shown):
-    run = shown(training={"num_train_epochs": 10, "save_steps": 100}, lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0})
+@pytest.mark.parametrize("family", ["idefics3", *QWEN_TOWERS])
+def test_it_learns_to_tell_what_it_sees(shown, family):
+    run = shown(family=family, training={"num_train_epochs": 10, "save_steps": 100}, lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0})
     assert run.run() == 0, run.result["error"]
-    assert all(name.startswith("model.text_model.layers.") for name in modules_of(run))
+    assert all(name.startswith(f"model.{'text_model' if family == 'idefics3' else 'language_model'}.layers.") for name in modules_of(run))
     # All of these answers follow the same tokens: without the pictures none could be told from the others.
     assert run.result["evaluation"]["adapter_accuracy"] == 1, run.result["evaluation"]
     seen, text = run.result["probes"]
@@ -160,6 +199,35 @@ def test_the_self_test_finds_pictures_that_change_places(shown, monkeypatch):
     assert run.result["error"]["code"] == "PACKING_SELF_TEST_FAILED"
 
 
+@pytest.mark.parametrize("family", QWEN_TOWERS)
+def test_positions_are_those_that_the_model_finds_for_each_sequence(base_of, family):
+    import pictures
+
+    model = hf.AutoModelForImageTextToText.from_pretrained(base_of(family))
+    ours, random = pictures.Grids(model.config), np.random.default_rng(3)
+    sequences, grids, expected = [], [], []
+    for _ in range(20):
+        shapes = random.integers(1, 5, size=(random.integers(0, 4), 2)).tolist()
+        texts = [random.integers(3, 50, size=random.integers(1, 6)).tolist() for _ in range(len(shapes) + 1)]
+        tokens = texts[0] + [token for (rows, columns), text in zip(shapes, texts[1:], strict=True) for token in [IMAGE] * (rows * columns) + text]
+        grid = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in shapes])
+        ids = torch.tensor([tokens])
+        expected.append(model.model.get_rope_index(ids, (ids == IMAGE).long(), image_grid_thw=grid)[0])
+        sequences.append(tokens)
+        grids += [{"image_grid_thw": each[None]} for each in grid]
+    made = ours.positions(np.concatenate(sequences), np.array([len(each) for each in sequences]), grids)
+    assert torch.equal(made, torch.cat(expected, dim=2))
+
+
+def test_the_self_test_finds_positions_that_are_those_of_text(shown, monkeypatch):
+    import pictures
+
+    monkeypatch.setattr(pictures.Grids, "positions", lambda *_: None)
+    run = shown(family="qwen2_5_vl")
+    assert run.run() == 1
+    assert run.result["error"]["code"] == "PACKING_SELF_TEST_FAILED"
+
+
 def test_what_is_made_of_a_picture_is_what_transformers_makes(shown, sees):
     import pictures
     from transformers import AutoImageProcessor
@@ -176,22 +244,24 @@ def test_what_is_made_of_a_picture_is_what_transformers_makes(shown, sees):
         (picture((10, 200, 30), kind="GIF"), Image.open(io.BytesIO(picture((10, 200, 30), kind="GIF"))).convert("RGB")),
         (file.getvalue(), Image.new("RGB", (9, 30), (255, 255, 255))),  # what is clear is white, as vLLM has it
     ]:
-        made = album.picture(keep(run, content)).tiles()
+        made = album.picture(keep(run, content)).ready()
         expected = processor([[shows]], return_tensors="pt")
         assert made["pixel_values"].shape == (1, 3, SIZE, SIZE)
         assert torch.allclose(made["pixel_values"], expected["pixel_values"][0], atol=0.02)
         assert torch.equal(made["pixel_attention_mask"], expected["pixel_attention_mask"][0])
 
 
-@pytest.mark.parametrize("wrong", ["missing", "broken", "other number of tokens", "counts", "preference"])
+@pytest.mark.parametrize("wrong", ["missing", "broken", "other number of tokens", "tokens of another", "counts", "preference"])
 def test_what_is_wrong_with_pictures_is_told(shown, wrong):
-    run = shown()
+    run = shown(family="qwen2_vl" if wrong == "tokens of another" else "idefics3")
     digest = keep(run, picture(COLOURS["red"], 1))
     row = [([digest], [3, *SEEN, 5], [20, 2])]
     if wrong == "missing":
         (run.path / "pictures" / digest.removeprefix("sha256:")).unlink()
     elif wrong == "broken":
         (run.path / "pictures" / digest.removeprefix("sha256:")).write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    elif wrong == "tokens of another":
+        row = [([digest], [3, *SEEN[:-2], 5], [20, 2]), ([digest], [3, *SEEN[:-1], IMAGE, 5], [20, 2])]
     elif wrong == "other number of tokens":
         row = [([digest], [3, *SEEN[:-2], 5], [20, 2])]
     write(run, "train", [row])

@@ -3,9 +3,11 @@ A tiny random base of one family with an adapter that our trainer trained on it:
 
 Writes OUT/FAMILY/, the base, with the tokenizer of the base in TOKENIZER; OUT/right/{adapter_config.json, adapter_model.safetensors}, as the trainer
 publishes it, and OUT/other/, the same weights under the names of another wrapper; OUT/result.json, the trainer's, last. Where the engine can,
-all is computed in float32, in which trainer and engine agree to the fourth digit.
+all is computed in float32, in which trainer and engine agree to the fourth digit. Families in SEES are trained and asked with pictures, too.
 """
 
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -20,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers as hf
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 TRAINER = Path(__file__).resolve().parents[5] / "services/train/trainer/train.py"
 NEEDS_BF16 = ("qwen3.5",)  # vLLM's CPU build has no other kernel for its linear attention
@@ -140,6 +144,15 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "qwen3-moe": ("Qwen3MoeForCausalLM", lambda: hf.Qwen3MoeConfig(**TEXT, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2)),
 }
 
+# Sides of what a token stands for, in pixels, and the processors' names.
+SEES = {"qwen2-vl": (28, "Qwen2VLProcessor"), "qwen2.5-vl": (28, "Qwen2_5_VLProcessor"), "qwen3-vl": (32, "Qwen3VLProcessor")}
+QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 QUANTIZATION = {"llama-nf4": "nf4", "llama-int8": "int8"}
 
 
@@ -156,26 +169,78 @@ def make_base(family: str, tokenizer: Path, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, out / name)
+    if family in SEES:
+        let_see(family, out)
     (out / "base.json").write_text(json.dumps({"name": family, "revision": "1", "digest": f"sha256:{'0' * 64}"}))
 
 
-def make_rows(count: int, random: np.random.Generator) -> pa.Table:
-    """Rows of three questions of random words with one answer."""
+def let_see(family: str, out: Path) -> None:
+    """Processor, tokens and template as the family's own bases have them, with small pictures."""
+    side, processor = SEES[family]
+    sized = {"patch_size": side // 2, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": side**2, "longest_edge": 16 * side**2}}
+    named = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (out / "preprocessor_config.json").write_text(json.dumps(sized | named))
+    tokenizer = json.loads((out / "tokenizer.json").read_text())
+    for number in range(len(tokenizer["model"]["vocab"]), IMAGE + len(QWEN_TOKENS)):  # those in between have names, too, or numbers would move
+        content = QWEN_TOKENS[number - IMAGE] if number >= IMAGE else f"<|reserved_{number}|>"
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        tokenizer["added_tokens"].append({"id": number, "content": content, **flags})
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (out / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+
+
+class Pictures:
+    """Random pictures of a few tokens, wider than high, in a run's folder."""
+
+    def __init__(self, base: Path, directory: Path, random: np.random.Generator):
+        self.side = SEES[base.name][0]
+        self.folder, self.random = directory / "pictures", random
+        self.folder.mkdir()
+        encode = Tokenizer.from_file(str(base / "tokenizer.json")).encode
+        image, _, start, end = range(IMAGE, IMAGE + 4)
+        shown = [start, *[image] * 6, end]
+        tokens = lambda text: encode(text, add_special_tokens=False).ids  # noqa: E731
+        self.prompt = [*tokens("<|im_start|>user\n"), *shown, *tokens("What is it?<|im_end|>\n<|im_start|>assistant\n")]
+
+    def draw(self) -> str:
+        file = io.BytesIO()
+        size = (2 * self.side, 3 * self.side, 3)
+        Image.fromarray(self.random.integers(0, 256, size=size, dtype=np.uint8)).save(file, "PNG")
+        name = hashlib.sha256(file.getvalue()).hexdigest()
+        (self.folder / name).write_bytes(file.getvalue())
+        return f"sha256:{name}"
+
+    def probe(self, number: int) -> dict:
+        digest = self.draw()
+        parts = [{"type": "image", "digest": digest}, {"type": "text", "text": "What is it?"}]
+        return {"name": f"picture-{number}", "input_ids": self.prompt, "pictures": [digest], "messages": [{"role": "user", "content": parts}]}
+
+
+def make_rows(count: int, random: np.random.Generator, pictures: Pictures | None) -> pa.Table:
+    """Rows of three questions of random words with one answer, and where there are pictures one about them between."""
     answer, columns = [345, 999, 2000, 17, 2], {"input_ids": [], "labels": [], "seq_lengths": []}
+    digests = []
     for _ in range(count):
         questions = [random.integers(10, 400, size=6).tolist() for _ in range(3)]
+        if pictures is not None:
+            questions.insert(1, pictures.prompt)
+            digests.append([pictures.draw()])
         columns["input_ids"].append([token for question in questions for token in question + answer])
-        columns["labels"].append([label for _ in questions for label in [-100] * 6 + answer])
-        columns["seq_lengths"].append([11] * 3)
-    return pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
+        columns["labels"].append([label for question in questions for label in [-100] * len(question) + answer])
+        columns["seq_lengths"].append([len(question) + len(answer) for question in questions])
+    if pictures is not None:
+        columns["picture_counts"] = [[0, 1, 0, 0]] * count
+    arrays: dict[str, Any] = {name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()}
+    return pa.table(arrays | ({} if pictures is None else {"pictures": pa.array(digests, pa.list_(pa.string()))}))
 
 
 def train(base: Path, directory: Path) -> None:
     random = np.random.default_rng(1)
     (directory / "shards").mkdir(parents=True)
     os.symlink(base.resolve(), directory / "base")
+    pictures = Pictures(base, directory, random) if base.name in SEES else None
     for kind, count in (("train", 8), ("eval", 2)):
-        table = make_rows(count, random)
+        table = make_rows(count, random, pictures)
         with pa.OSFile(str(directory / f"shards/{kind}-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
     spec = {
@@ -186,7 +251,10 @@ def train(base: Path, directory: Path) -> None:
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0},
         "quantization": QUANTIZATION.get(base.name),
         "training": {"per_device_train_batch_size": 2, "num_train_epochs": 3, "learning_rate": 0.01, "save_steps": 1000, "seed": 7},
-        "probes": [{"name": f"probe-{i}", "input_ids": random.integers(10, 400, size=8).tolist()} for i in range(4)],
+        "probes": [
+            *([] if pictures is None else [pictures.probe(i) for i in range(2)]),
+            *({"name": f"probe-{i}", "input_ids": random.integers(10, 400, size=8).tolist()} for i in range(4)),
+        ],
     }
     (directory / "spec.json").write_text(json.dumps(spec))
     env = os.environ | ({} if spec["base"]["name"] in NEEDS_BF16 else WITHOUT_BF16)

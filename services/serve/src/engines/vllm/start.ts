@@ -47,7 +47,9 @@ export const vllmArgs = (start: VllmStart): string[] => [
  * would tell a tenant which pictures others had sent, and whoever knows a picture's `uuid` could ask about it.
  */
 export const pictureFlags = ({ pictures }: Pick<ServedParts, "pictures">): Record<string, unknown> =>
-  pictures === 0 ? {} : { "limit-mm-per-prompt": { image: pictures }, "allowed-media-domains": [noDomain], "mm-processor-cache-gb": 0 };
+  pictures === 0
+    ? {}
+    : { "limit-mm-per-prompt": { image: pictures, video: 0 }, "allowed-media-domains": [noDomain], "mm-processor-cache-gb": 0 };
 const noDomain = "pictures.invalid";
 
 /** Flags of an engine on a CPU that shares its machine with training. */
