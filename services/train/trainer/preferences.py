@@ -70,9 +70,6 @@ class PreferenceRows(packing.Rows):
         if (np.diff(so_far[np.concatenate([[0], np.cumsum(values["seq_lengths"])])]) == 0).any():
             raise ValueError("a sequence has no answer: all its labels are -100")
 
-    def read_pictures(self, batch, sequences):
-        raise ValueError("preferences are learned from text only: train rows with pictures with the method supervised, or leave the pictures out")
-
     def __getitem__(self, index: int) -> dict:
         row = super().__getitem__(index)
         row["reference"] = self.reference[:, self.first_sequence[index] : self.first_sequence[index + 1]]
@@ -82,7 +79,8 @@ class PreferenceRows(packing.Rows):
 
     def mismatch(self, index: int) -> dict:
         """A row of this row's prompts with the answers of other sequences, none longer than the longest sequence."""
-        own = list(split_row(super().__getitem__(index)))
+        row = super().__getitem__(index)
+        own = list(split_row(row))
         before = own[-1] if len(own) > 1 else list(split_row(super().__getitem__((index - 1) % len(self))))[-1]
         made = []
         for (ids, labels), (other_ids, other_labels) in zip(own, [before, *own[:-1]], strict=True):
@@ -95,6 +93,7 @@ class PreferenceRows(packing.Rows):
             "seq_lengths": np.array([len(ids) for ids, _ in made], dtype=np.int32),
             "sides": np.ones(len(made), dtype=np.int32),
             "reference": self.reference[1:, self.first_sequence[index] : self.first_sequence[index + 1]],
+            **{name: row[name] for name in ("pictures", "picture_counts") if name in row},  # they stand in prompts
         }
 
 
@@ -473,6 +472,8 @@ def first_sequences(row: dict, count: int) -> dict:
     """The row cut off after `count` sequences, without what kto adds."""
     end = int(row["seq_lengths"][:count].sum())
     tokens = {name: row[name][:end] for name in ("input_ids", "labels")}
+    if "pictures" in row:
+        tokens["pictures"] = row["pictures"][: sum(row["picture_counts"][:count])]
     return tokens | {name: row[name][:count] for name in ("seq_lengths", "sides")} | {"reference": row["reference"][:, :count]}
 
 

@@ -14,7 +14,7 @@ interface FormatFacts {
 export const datasetFormats = {
   pretokenized: { fields: ["input_ids", "labels", "attention_mask"], takes: [] },
   "token-labels": { fields: ["tokens", "labels"], takes: ["system", "instruction_template", "labels"] },
-  preference: { fields: ["prompt", "input", "system", "messages", "chosen", "rejected", "tools"], takes: ["roles", "system"] },
+  preference: { fields: ["prompt", "input", "system", "messages", "chosen", "rejected", "tools", "image"], takes: ["roles", "system"] },
   "preferred-outputs": { fields: ["input", "preferred_output", "non_preferred_output"], takes: ["roles", "system"] },
   "preferred-of-responses": { fields: ["prompt", "system", "responses", "preferred_response"], takes: ["system"] },
   "preferred-response": { fields: ["prompt", "system", "preferred_response"], takes: ["system"] },

@@ -2,6 +2,7 @@
 import type { Message, Rec } from "@loraline/contracts";
 import { convertTurns, judgeMessages, putSystem, readTurns, toolsOf, type Turns } from "./convert-conversation.ts";
 import { ask } from "./ask.ts";
+import { type Media, mediaOf, placeImages } from "./place-images.ts";
 import { type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
 
 const user = (content: string): Message => ({ role: "user", content });
@@ -18,6 +19,7 @@ interface PreferenceValues {
   readonly chosen: string | readonly unknown[] | Row;
   readonly rejected: string | readonly unknown[] | Row;
   readonly tools?: string | readonly unknown[] | undefined;
+  readonly image?: unknown;
 }
 
 /** Scores of the two answers, as UltraFeedback, argilla and others write them. */
@@ -66,6 +68,7 @@ export function convertPreference(values: PreferenceValues, context: Context): C
   let shared = 0;
   while (shared < Math.min(chosen.length, rejected.length) - 1 && isSame(chosen[shared], rejected[shared])) shared++;
   let prompt = chosen.slice(0, shared);
+  const media: Media = [];
   if (!prompt.some(({ role }) => role === "user")) {
     const apart = values.prompt ?? values.messages;
     if (typeof apart === "string" && values.prompt !== undefined) {
@@ -74,11 +77,14 @@ export function convertPreference(values: PreferenceValues, context: Context): C
       const turns = readTurns(apart, values.prompt === undefined ? "messages" : "prompt", context);
       if ("code" in turns) return turns;
       prompt = withoutAnswer(turns.messages);
+      media.push(...turns.media);
     }
   }
-  const problem = putSystem(values.system, prompt);
+  const images = mediaOf(values.image, context.names.image ?? "image");
+  if ("code" in images) return images;
+  const problem = putSystem(values.system, prompt) ?? placeImages(prompt, media, images);
   if (problem !== undefined) return problem;
-  if (!prompt.some(({ role, content }) => role === "user" && !isBlank(content))) {
+  if (!prompt.some(({ role, content, media: shown }) => role === "user" && (!isBlank(content) || shown !== undefined))) {
     return refuse("EMPTY_PROMPT", "there is no question: `prompt` is missing or empty, and `chosen` and `rejected` do not begin with one");
   }
   const answers = [chosen.slice(shared), rejected.slice(shared)] as const;
@@ -103,6 +109,7 @@ export function convertPreference(values: PreferenceValues, context: Context): C
       chosen: answers[0],
       rejected: answers[1],
       ...(tools === undefined ? {} : { tools }),
+      ...(media.length === 0 ? {} : { media }),
     },
     unusedKeys: [...unused],
   };

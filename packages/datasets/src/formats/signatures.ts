@@ -99,6 +99,7 @@ export const signatures: readonly Signature[] = [
       chosen: needs(textListOrObject),
       rejected: needs(textListOrObject),
       tools: may(textOrList, "functions"),
+      image,
     },
     convert: convertPreference,
   }),

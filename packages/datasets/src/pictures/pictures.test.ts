@@ -110,6 +110,26 @@ describe("a row shows its picture", () => {
       },
       asked,
     ],
+    ["a preference", { image: url, prompt: asked, chosen: "A red square.", rejected: "A cat." }, asked],
+    [
+      "a preference with images and a mark",
+      { images: [url], question: `${asked} <image>`, chosen: "A red square.", rejected: "A cat." },
+      `${asked} ${pictureMark}`,
+    ],
+    [
+      "a preference whose prompt has parts",
+      {
+        prompt: [
+          turn("user", [
+            { type: "image_url", image_url: { url } },
+            { type: "text", text: asked },
+          ]),
+        ],
+        chosen: [turn("assistant", "A red square.")],
+        rejected: [turn("assistant", "A cat.")],
+      },
+      asked,
+    ],
     ["Hugging Face's struct", { image: { bytes: url, path: "a.png" }, question: asked, answer: "A red square." }, asked],
   ])("%s", async (_, row, content) => {
     const { records, rejections, entries } = await read(jsonl(row));

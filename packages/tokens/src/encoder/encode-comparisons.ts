@@ -23,7 +23,7 @@ export function comparisonEncoder(
   const pairs = examples === "best-comparisons" ? "best-pairs" : "all-pairs";
   return {
     async encode(records) {
-      const sides = records.map((record) => sidesOf(record, pairs));
+      const sides = records.map((record) => (record.media === undefined || record.media.length === 0 ? sidesOf(record, pairs) : pictured));
       const asked = records.flatMap((record, index) => {
         const found = sides[index] as ReturnType<typeof sidesOf>;
         return "code" in found ? [] : comparisonsOf(record, found);
@@ -41,6 +41,12 @@ export function comparisonEncoder(
     },
   };
 }
+
+/** A judge is asked in one text, in which a picture has no place. */
+const pictured = {
+  code: "KIND_NOT_TRAINED",
+  message: 'the record shows pictures, and a judge is shown none; the methods "dpo", "orpo", "simpo" and "kto" train it.',
+};
 
 /** For each pair two conversations: the better answer first, and last. */
 function comparisonsOf({ v, id, task, messages = [], meta }: Rec, sides: readonly Side[]): Rec[] {

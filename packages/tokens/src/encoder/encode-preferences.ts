@@ -121,7 +121,7 @@ function rankedSides({ candidates = [] }: Rec, examples: Compared): ReturnType<t
 }
 
 /** The record as a conversation that ends in this answer, the only part that is trained. */
-const conversationOf = ({ v, id, task, messages = [], kind, tools, meta }: Rec, answer: readonly Message[]): Rec => ({
+const conversationOf = ({ v, id, task, messages = [], kind, tools, media, meta }: Rec, answer: readonly Message[]): Rec => ({
   v,
   id,
   task,
@@ -133,6 +133,7 @@ const conversationOf = ({ v, id, task, messages = [], kind, tools, meta }: Rec, 
     ...answer,
   ],
   ...(tools === undefined ? {} : { tools }),
+  ...(media === undefined ? {} : { media }),
   meta,
 });
 

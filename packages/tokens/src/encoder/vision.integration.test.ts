@@ -200,6 +200,33 @@ describe("a record with pictures", () => {
     ]);
   });
 
+  it("of a preference shows them on both sides; a judge, who reads texts, gets no such record", async () => {
+    const { messages = [], media } = withPictures([shows("What is it?", 0)], [[60, 80]]);
+    const preference: Rec = {
+      ...withPictures([], []),
+      kind: "preference",
+      messages,
+      chosen: [assistant("A square.")],
+      rejected: [assistant("A circle, I think.")],
+      media: media ?? [],
+    };
+    const base = bases.get("qwen2") as Base;
+    const [pair] = await createRecordEncoder(base, spec, "best-pairs").encode([preference]);
+    expect(
+      pair?.samples.map(({ side, pictures, ids }) => [
+        side,
+        pictures?.length,
+        ids.filter((id) => id === base.encoder.addedId("<|image_pad|>")).length,
+      ]),
+    ).toEqual([
+      [1, 1, 6],
+      [0, 1, 6],
+    ]);
+    expect(await createRecordEncoder(base, spec, "best-comparisons").encode([preference])).toMatchObject([
+      { samples: [], dropped: { code: "KIND_NOT_TRAINED", message: expect.stringMatching(/a judge is shown none/) as string } },
+    ]);
+  });
+
   it("that is too long with its pictures is left out and told, however much of it could be cut", async () => {
     const long = withPictures([user("Hello."), assistant("Hi."), shows("What is it?", 0), assistant("A square.")], [[1456, 1456]]);
     expect(await encode("split", long, { max_length: 60, too_long: "trim-prompt" })).toMatchObject({

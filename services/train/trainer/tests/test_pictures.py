@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -97,8 +98,8 @@ END = 51  # not 2: the embedding of the padding token is zero, and so is its log
 ANSWERS = {"red": [20, END], "green": [30, END], "blue": [40, END]}
 
 
-def write(run: Directory, kind: str, rows) -> None:
-    """Rows of sequences (digests, tokens, answer)."""
+def write(run: Directory, kind: str, rows, sides: Sequence[int] = ()) -> None:
+    """Rows of sequences (digests, tokens, answer). sides: of the sequences in turn."""
     numbers = pa.list_(pa.int32())
     table = pa.table(
         {
@@ -107,6 +108,7 @@ def write(run: Directory, kind: str, rows) -> None:
             "seq_lengths": pa.array([[len(prompt + answer) for _, prompt, answer in row] for row in rows], numbers),
             "pictures": pa.array([[digest for digests, _, _ in row for digest in digests] for row in rows], pa.list_(pa.string())),
             "picture_counts": pa.array([[len(digests) for digests, _, _ in row] for row in rows], numbers),
+            **({"sides": pa.array([[*sides] * (len(row) // len(sides)) for row in rows], numbers)} if sides else {}),
         }
     )
     with pa.OSFile(str(run.path / f"shards/{kind}-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
@@ -149,6 +151,24 @@ def test_it_learns_to_tell_what_it_sees(shown, family):
     assert base64.b64decode(address.split(",")[1]) == picture(COLOURS["red"], 11)
     assert seen["messages"][0]["content"][1] == {"type": "text", "text": "?"}
     assert "messages" not in text
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_preferences_learn_to_tell_what_they_see(shown, method):
+    """Which answer is the better one only the picture says."""
+    run = shown(family="qwen2_vl", training={"num_train_epochs": 8, "save_steps": 100}, lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0})
+    others = dict(zip(COLOURS, [*list(COLOURS)[1:], "red"], strict=True))
+
+    def pair(colour, shade):
+        digests, prompt, answer = sequence_of(run, colour, shade)
+        return [(digests, prompt, answer), (digests, prompt, ANSWERS[others[colour]])]
+
+    for kind, shades in (("train", range(0, 18, 3)), ("eval", [19])):
+        write(run, kind, [[each for colour in COLOURS for each in pair(colour, shade)] for shade in shades], sides=[1, 0])
+    run.spec["method"] = {"type": method}
+    (run.path / "spec.json").write_text(json.dumps(run.spec))
+    assert run.run() == 0, run.result["error"]
+    assert run.result["evaluation"]["preference"]["accuracy"] == 1, run.result["evaluation"]
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(shown):
@@ -251,7 +271,7 @@ def test_what_is_made_of_a_picture_is_what_transformers_makes(shown, sees):
         assert torch.equal(made["pixel_attention_mask"], expected["pixel_attention_mask"][0])
 
 
-@pytest.mark.parametrize("wrong", ["missing", "broken", "other number of tokens", "tokens of another", "counts", "preference"])
+@pytest.mark.parametrize("wrong", ["missing", "broken", "other number of tokens", "tokens of another", "counts"])
 def test_what_is_wrong_with_pictures_is_told(shown, wrong):
     run = shown(family="qwen2_vl" if wrong == "tokens of another" else "idefics3")
     digest = keep(run, picture(COLOURS["red"], 1))
@@ -270,14 +290,6 @@ def test_what_is_wrong_with_pictures_is_told(shown, wrong):
         table = pa.ipc.open_stream(path.read_bytes()).read_all().set_column(4, "picture_counts", pa.array([[2]], pa.list_(pa.int32())))
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
-    elif wrong == "preference":
-        path = run.path / "shards/train-00000.arrow"
-        write(run, "train", [row * 2])
-        table = pa.ipc.open_stream(path.read_bytes()).read_all().append_column("sides", pa.array([[1, 0]], pa.list_(pa.int32())))
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table)
-        run.spec["method"] = {"type": "dpo"}
-        (run.path / "spec.json").write_text(json.dumps(run.spec))
     assert run.run() == 1
     assert run.result["error"]["code"] == ("PICTURE_UNREADABLE" if wrong == "broken" else "SHARD_INVALID"), run.result["error"]
 
