@@ -234,7 +234,16 @@ export const datasetReport = z.object({
       bytes: z.int(),
       notFetched: z.int().describe("Pictures at URLs that nobody fetched, as in a check of a file."),
       samples: z
-        .array(pictureEntry.extend({ line: z.int() }))
+        .array(
+          pictureEntry.extend({
+            line: z.int(),
+            thumbnail: z
+              .string()
+              .startsWith("data:image/webp;base64,")
+              .optional()
+              .describe("At most 128 × 128 pixels. Absent: by older code, or of a file that is only checked."),
+          }),
+        )
         .describe("The first ones, each once. `GET /v1/loraline/datasets/{dataset_id}/pictures/{digest}` shows them."),
     })
     .nullish()

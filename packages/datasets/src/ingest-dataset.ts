@@ -126,6 +126,8 @@ async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestRes
     async put({ digest }, bytes) {
       await objects.put(tenant, "picture", bytes, { digest });
     },
+    // The report shows twelve; several rows are read side by side.
+    thumbnails: 64,
   });
   const source =
     parts.length === 0
@@ -145,7 +147,7 @@ async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestRes
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }
 
-  const counts = createReport();
+  const counts = createReport({ thumbnails: pictures.thumbnails });
   const chunks: DatasetManifest["chunks"] = [];
   await using rejected = new RejectionSpool();
   let lines: string[] = [];

@@ -26,7 +26,7 @@ const wrappers: Readonly<Record<string, Wrapper>> = {
   Qwen2VLForConditionalGeneration: qwen,
   Qwen2_5_VLForConditionalGeneration: qwen,
   Qwen3VLForConditionalGeneration: qwen,
-  Qwen3_5ForConditionalGeneration: inside,
+  Qwen3_5ForConditionalGeneration: qwen,
   Gemma4ForConditionalGeneration: inside,
   Llama4ForConditionalGeneration: {
     languageModel: "language_model.model.",

@@ -121,7 +121,10 @@ class Grids(Family):
 
 
 # By model_type. packages/models/src/architectures.ts says which of them are served.
-FAMILIES: dict[str, type[Family]] = {"idefics3": Tiles, "smolvlm": Tiles, "qwen2_vl": Grids, "qwen2_5_vl": Grids, "qwen3_vl": Grids}
+FAMILIES: dict[str, type[Family]] = {
+    **dict.fromkeys(("idefics3", "smolvlm"), Tiles),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), Grids),
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,20 @@ import { kindOfPicture } from "./kind-of-picture.ts";
 /** A picture of so many pixels is decoded alone: its memory is a few bytes for each. */
 const largePixels = 4_000_000;
 let large: Promise<unknown> = Promise.resolve();
+async function inTurn<T>(pixels: number, decode: () => Promise<T>): Promise<T> {
+  if (pixels < largePixels) return decode();
+  const turn = large.then(decode, decode);
+  large = turn.catch(() => undefined);
+  return turn;
+}
+
+/** Loaded with the first picture: most datasets have none, and threads that only tokenize import this package, too. */
+async function load() {
+  const { default: sharp } = await import("sharp");
+  // Nothing is kept of what strangers send.
+  sharp.cache(false);
+  return (bytes: Uint8Array) => sharp(bytes, { failOn: "error", limitInputPixels: pictureLimits.pixels, sequentialRead: true });
+}
 
 /**
  * Decodes a picture whole, so that one that is cut off or damaged is found before somebody trains on it.
@@ -19,32 +33,38 @@ export async function judgePicture(bytes: Uint8Array, what: string): Promise<Pic
   if (media_type === undefined) {
     return refuse("PICTURE_UNSUPPORTED", `${what} is no PNG, JPEG, WebP or GIF. Save it as one of these.`);
   }
-  // Loaded with the first picture: most datasets have none, and threads that only tokenize import this package, too.
-  const { default: sharp } = await import("sharp");
-  // Nothing is kept of what strangers send.
-  sharp.cache(false);
-  const open = () => sharp(bytes, { failOn: "error", limitInputPixels: pictureLimits.pixels, sequentialRead: true });
+  const open = await load();
   try {
-    const { width: stored, height, format, autoOrient } = await open().metadata();
+    const { width: stored, height, format, autoOrient } = await open(bytes).metadata();
     if (`image/${format}` !== media_type) throw new Error(`its first bytes are those of ${media_type}, and it is ${format}`);
     const [long, short] = [Math.max(stored, height), Math.min(stored, height)];
     if (long > pictureLimits.side || long > short * pictureLimits.ratio || stored * height > pictureLimits.pixels) {
       const { pixels, side, ratio } = pictureLimits;
       return tooLarge(what, `has ${stored} × ${height} pixels; ${pixels} in all, ${side} a side and sides of ${ratio}:1 are allowed`);
     }
-    const decode = () => open().stats();
-    if (stored * height < largePixels) await decode();
-    else {
-      const turn = large.then(decode, decode);
-      large = turn.catch(() => undefined);
-      await turn;
-    }
+    await inTurn(stored * height, () => open(bytes).stats());
     return { digest: digestOf(bytes), bytes: bytes.byteLength, media_type, width: autoOrient.width, height: autoOrient.height };
   } catch (error) {
     const [why = ""] = (error as Error).message.split("\n");
     if (/pixel limit|exceeds/i.test(why)) return tooLarge(what, `has more than ${pictureLimits.pixels} pixels`);
     return refuse("PICTURE_BROKEN", `${what} cannot be decoded (${why.slice(0, 200).toWellFormed()}). Save it again, or remove the row.`);
   }
+}
+
+/** Side of the square into which a thumbnail fits, in pixels. */
+const thumbnailSide = 128;
+
+/** @returns a small version of a picture that was judged, as a data URL of a few kilobytes. */
+export async function thumbnailOf(bytes: Uint8Array, { width, height }: PictureEntry): Promise<string> {
+  const open = await load();
+  const small = await inTurn(width * height, () =>
+    open(bytes)
+      .autoOrient()
+      .resize(thumbnailSide, thumbnailSide, { fit: "inside", withoutEnlargement: true })
+      .webp({ quality: 70 })
+      .toBuffer(),
+  );
+  return `data:image/webp;base64,${small.toString("base64")}`;
 }
 
 export const tooLarge = (what: string, how: string): Refusal => refuse("PICTURE_TOO_LARGE", `${what} ${how}. Make it smaller.`);

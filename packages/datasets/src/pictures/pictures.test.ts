@@ -30,7 +30,7 @@ type Fetch = NonNullable<NonNullable<Parameters<typeof createPictureTaker>[0]>["
 
 async function read(bytes: Uint8Array, fetch?: Fetch, name?: string) {
   const put: string[] = [];
-  const taker = createPictureTaker({ ...(fetch && { fetch }), put: async ({ digest }) => void put.push(digest) });
+  const taker = createPictureTaker({ ...(fetch && { fetch }), put: async ({ digest }) => void put.push(digest), thumbnails: 64 });
   const records: Rec[] = [];
   const rejections: Rejection[] = [];
   const reading = await readRecords(once(bytes), { maxRowBytes: 8e6, pictures: taker, name });
@@ -39,7 +39,7 @@ async function read(bytes: Uint8Array, fetch?: Fetch, name?: string) {
     rejections.push(...batch.rejections);
   }
   for (const each of records) expect(record.parse(each)).toEqual(each);
-  return { records, rejections, put, entries: [...taker.entries.values()], notes: reading?.notes ?? [] };
+  return { records, rejections, put, thumbnails: taker.thumbnails, entries: [...taker.entries.values()], notes: reading?.notes ?? [] };
 }
 const jsonl = (...rows: object[]): Buffer => Buffer.from(rows.map((row) => `${JSON.stringify(row)}\n`).join(""));
 const turn = (role: string, content: unknown) => ({ role, content });
@@ -365,4 +365,19 @@ it("the report counts pictures, each once, names the first, and shows in samples
   const said = (report.samples ?? []).map(({ segments }) => segments.map(({ text }) => text).join(""));
   expect(said).toContain("user: Is [image] red?\nassistant: Yes.\n");
   expect(said).toContain("user: [image] Describe this image.\nassistant: A red square.\n");
+});
+
+it("the report has small versions of the first pictures, upright, which are never larger than the pictures", async () => {
+  const large = await square("red", 1600, 800).withMetadata({ orientation: 6 }).jpeg().toBuffer();
+  const { records, rejections, thumbnails } = await read(
+    jsonl({ image: dataUrl(large), caption: "A square." }, { image: dataUrl(blue), caption: "A square." }),
+  );
+  const builder = createReport({ thumbnails });
+  await builder.add({ records, rejections });
+  const bytesOf = (url = ""): Buffer => Buffer.from(url.slice("data:image/webp;base64,".length), "base64");
+  const shown = (builder.report(null).pictures?.samples ?? []).map(({ thumbnail }) => sharp(bytesOf(thumbnail)).metadata());
+  expect(await Promise.all(shown)).toMatchObject([
+    { format: "webp", width: 64, height: 128 },
+    { format: "webp", width: 24, height: 16 },
+  ]);
 });

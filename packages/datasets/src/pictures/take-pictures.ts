@@ -7,7 +7,7 @@ import { type Digest, type PictureEntry, pictureLimits, type Rec } from "@lorali
 import { PermanentError } from "@loraline/runtime";
 import { type Refusal, refuse } from "../formats/signature.ts";
 import { recordId } from "../formats/record-id.ts";
-import { judgePicture, tooLarge } from "./judge-picture.ts";
+import { judgePicture, thumbnailOf, tooLarge } from "./judge-picture.ts";
 
 /** The files beside a row's own, in an archive. */
 export interface FilesBeside {
@@ -20,6 +20,8 @@ export interface PictureTakerOptions {
   fetch?: (url: string, maxBytes: number) => Promise<Uint8Array>;
   /** Keeps a picture; called once for each digest. */
   put?: (entry: PictureEntry, bytes: Uint8Array) => Promise<void>;
+  /** Of how many pictures, the first ones, a small version is made. Default: none. */
+  thumbnails?: number;
 }
 
 export interface PictureTaker {
@@ -27,6 +29,8 @@ export interface PictureTaker {
   take(record: Rec, from: { place: string; file: string | undefined; beside: FilesBeside | undefined }): Promise<Rec | Refusal>;
   /** All pictures so far, each once, in the order in which records show them. */
   readonly entries: ReadonlyMap<Digest, PictureEntry>;
+  /** Small versions of the first ones, as data URLs. */
+  readonly thumbnails: ReadonlyMap<Digest, string>;
 }
 
 /** Names of pictures that are remembered with what they are: rows often show one picture several times. */
@@ -34,8 +38,9 @@ const mostRemembered = 200_000;
 /** Failures of a host, one after the other, after which it is asked no more: a million rows would wait for each. */
 const mostFailures = 8;
 
-export function createPictureTaker({ fetch, put }: PictureTakerOptions = {}): PictureTaker {
+export function createPictureTaker({ fetch, put, thumbnails: most = 0 }: PictureTakerOptions = {}): PictureTaker {
   const entries = new Map<Digest, PictureEntry>();
+  const thumbnails = new Map<Digest, string>();
   const known = new Map<string, Promise<PictureEntry | Refusal>>();
   const failures = new Map<string, number>();
   const indexes = new WeakMap<FilesBeside, ReturnType<typeof indexOf>>();
@@ -52,7 +57,9 @@ export function createPictureTaker({ fetch, put }: PictureTakerOptions = {}): Pi
       return refuse("PICTURES_TOO_MANY", `the dataset has more than ${pictureLimits.ofDataset} pictures. Split it.`);
     }
     entries.set(entry.digest, entry);
+    const isShown = entries.size <= most;
     await put?.(entry, bytes);
+    if (isShown) thumbnails.set(entry.digest, await thumbnailOf(bytes, entry));
     return entry;
   };
 
@@ -105,6 +112,7 @@ export function createPictureTaker({ fetch, put }: PictureTakerOptions = {}): Pi
 
   return {
     entries,
+    thumbnails,
     async take(record, { place, file, beside }) {
       const { media = [] } = record;
       if (media.length > pictureLimits.ofRecord) {

@@ -53,7 +53,10 @@ export async function readContents(batches: AsyncIterable<{ records: readonly Re
 }
 
 /** @param validation - contents of the validation file, when there is one. */
-export function createReport({ validation }: { validation?: Contents | undefined } = {}): ReportBuilder {
+export function createReport({
+  validation,
+  thumbnails,
+}: { validation?: Contents | undefined; thumbnails?: ReadonlyMap<Digest, string> } = {}): ReportBuilder {
   let records = 0;
   let rejections = 0;
   let exactDuplicates = 0;
@@ -87,8 +90,9 @@ export function createReport({ validation }: { validation?: Contents | undefined
       else if (differentPictures.add(shortId(ref))) {
         pictures.count++;
         pictures.bytes += bytes;
-        if (pictures.samples.length < shownPictures)
-          pictures.samples.push({ line, digest: ref as Digest, bytes, media_type, width, height });
+        if (pictures.samples.length >= shownPictures) continue;
+        const thumbnail = thumbnails?.get(ref as Digest);
+        pictures.samples.push({ line, digest: ref as Digest, bytes, media_type, width, height, ...(thumbnail && { thumbnail }) });
       }
     }
   };

@@ -105,7 +105,7 @@ function Rejections({
   );
 }
 
-/** The server sends pictures as they were uploaded, and the browser makes them small. Larger ones are shown when somebody asks for them. */
+/** Older reports have no thumbnails: pictures come as they were uploaded, and the browser makes them small. Larger ones are shown when somebody asks for them. */
 const smallEnough = 2_000_000;
 
 function Pictures({ pictures, datasetId }: { pictures: NonNullable<DatasetReport["pictures"]>; datasetId: string }): ReactNode {
@@ -117,7 +117,7 @@ function Pictures({ pictures, datasetId }: { pictures: NonNullable<DatasetReport
         {t.newRun.pictures(count, records)} · {bytes(pictures.bytes)}
       </p>
       <ul className="row">
-        {samples.map(({ digest, line, width, height, bytes: size }) => (
+        {samples.map(({ digest, line, width, height, thumbnail, bytes: size }) => (
           <li key={digest}>
             <a
               href={`/v1/loraline/datasets/${datasetId}/pictures/${digest}`}
@@ -125,12 +125,12 @@ function Pictures({ pictures, datasetId }: { pictures: NonNullable<DatasetReport
               rel="noreferrer"
               title={`${t.newRun.line(line)}: ${width} × ${height}, ${bytes(size)}`}
             >
-              {size > smallEnough ? (
+              {thumbnail === undefined && size > smallEnough ? (
                 t.newRun.pictureOf(line)
               ) : (
                 <img
                   className="thumbnail"
-                  src={`/v1/loraline/datasets/${datasetId}/pictures/${digest}`}
+                  src={thumbnail ?? `/v1/loraline/datasets/${datasetId}/pictures/${digest}`}
                   alt={t.newRun.pictureOf(line)}
                   loading="lazy"
                   decoding="async"

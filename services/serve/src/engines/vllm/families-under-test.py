@@ -145,7 +145,12 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 # Sides of what a token stands for, in pixels, and the processors' names.
-SEES = {"qwen2-vl": (28, "Qwen2VLProcessor"), "qwen2.5-vl": (28, "Qwen2_5_VLProcessor"), "qwen3-vl": (32, "Qwen3VLProcessor")}
+SEES = {
+    "qwen2-vl": (28, "Qwen2VLProcessor"),
+    "qwen2.5-vl": (28, "Qwen2_5_VLProcessor"),
+    "qwen3-vl": (32, "Qwen3VLProcessor"),
+    "qwen3.5": (32, "Qwen3VLProcessor"),
+}
 QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
