@@ -105,6 +105,7 @@ def idefics(config, tower: str):
 
 
 MROPE = rope(mrope_section=[4, 6, 6])
+INTERLEAVED = rope(mrope_section=[6, 5, 5], mrope_interleaved=True)  # transformers always has Qwen3-VL's so, vLLM where the config says it
 FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "qwen2-vl": (
         "Qwen2VLForConditionalGeneration",
@@ -116,7 +117,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "qwen3-vl": (
         "Qwen3VLForConditionalGeneration",
-        lambda: qwen(hf.Qwen3VLConfig, QWEN_TOWER | {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}, **MROPE),
+        lambda: qwen(hf.Qwen3VLConfig, QWEN_TOWER | {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}, **INTERLEAVED),
     ),
     "qwen3.5": ("Qwen3_5ForConditionalGeneration", qwen3_5),
     "gemma3": ("Gemma3ForConditionalGeneration", gemma3),
