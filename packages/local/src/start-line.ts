@@ -12,6 +12,7 @@
 import { createWriteStream } from "node:fs";
 import { access, constants, mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { createBus, ensureStreams, followNats, quotasEnv } from "@loraline/bus";
 import { buckets, version } from "@loraline/contracts";
 import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
@@ -19,6 +20,7 @@ import { createIngestService, importEnv, importSettingsOf } from "@loraline/inge
 import { createJetStreamObjects } from "@loraline/objects";
 import {
   createLog,
+  openCollector,
   createMetrics,
   createTelemetry,
   loadEnv,
@@ -134,9 +136,13 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const logStream = createWriteStream(logFile("line"), { flags: "a" });
   logStream.on("error", () => {}); // A full disk must not end the server.
   starting.defer(() => new Promise<void>((resolve) => logStream.end(resolve)));
+  const collector = await openCollector({ service: "local", endpoint: options.otlpEndpoint });
+  // One that hangs does not hold up the end.
+  if (collector !== undefined) starting.defer(async () => void (await Promise.race([collector[Symbol.asyncDispose](), sleep(2000)])));
   const logOf = (service: string): Log =>
     createLog({
       service,
+      also: collector?.lines,
       destination: { write: (line) => void logStream.write(line) },
       ...(options.logLevel === undefined ? {} : { level: options.logLevel }),
     });
@@ -151,6 +157,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
 
   /** Of all services: they are one process. */
   const metrics = createMetrics();
+  collector?.sendMetrics(metrics);
   const monitorPort = options.metricsPort === undefined ? undefined : await freePort("127.0.0.1", []);
   const nats = starting.use(
     await startNats({

@@ -22,4 +22,13 @@ export { createMetrics, exemplarOf, type Metrics, serveMetrics } from "./metrics
 export { nativeComputeType } from "./native-compute-type.ts";
 export { runService, type ServiceContext } from "./service.ts";
 export { type Exit, type GuardedChild, killGroup, processIdentity, signalProcess, spawnGuarded } from "./spawn-guarded.ts";
-export { createTelemetry, readSpans, type SpanSink, type StoredSpan, type Telemetry, traceIdOf, traceparentOf } from "./telemetry.ts";
+export {
+  createTelemetry,
+  openCollector,
+  readSpans,
+  type SpanSink,
+  type StoredSpan,
+  type Telemetry,
+  traceIdOf,
+  traceparentOf,
+} from "./telemetry.ts";

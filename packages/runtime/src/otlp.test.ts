@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { createLog } from "./log.ts";
 import { createMetrics } from "./metrics.ts";
 import { createOtlpLogs, sendMetrics } from "./otlp.ts";
-import { createTelemetry } from "./telemetry.ts";
+import { createTelemetry, openCollector } from "./telemetry.ts";
 
 /** A collector that keeps what it is sent, by path. */
 let received: Map<string, unknown[]>;
@@ -91,4 +91,21 @@ test("metrics come to the collector as counters, gauges and histograms", async (
     histogram: { dataPoints: [{ count: 3, sum: 7, bucketCounts: [1, 1, 1], explicitBounds: [1, 2] }] },
   });
   expect(named("process_resident_memory_bytes")).toBeDefined();
+});
+
+test("a process that is several services says of each line whose it is, and of all which process", async () => {
+  {
+    await using collector = await openCollector({ service: "local", endpoint });
+    for (const service of ["local", "train"])
+      createLog({ service, destination: { write: () => {} }, also: collector?.lines }).info("ready");
+    const metrics = createMetrics();
+    metrics.counter({ name: "loraline_things_total", help: "Things" }).inc({}, 3);
+    collector?.sendMetrics(metrics);
+  }
+  const logs = JSON.stringify(received.get("/v1/logs"));
+  expect(logs.match(/\{"key":"service","value":\{"stringValue":"train"\}\}/g)).toHaveLength(1);
+  expect(logs).not.toContain('{"key":"service","value":{"stringValue":"local"}}');
+  for (const path of ["/v1/logs", "/v1/metrics"]) expect(JSON.stringify(received.get(path))).toContain('"key":"service.instance.id"');
+  expect(JSON.stringify(received.get("/v1/metrics"))).toContain("loraline_things");
+  expect(await openCollector({ service: "local", endpoint: "" })).toBeUndefined();
 });

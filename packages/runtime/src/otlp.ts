@@ -1,4 +1,5 @@
 /** Logs and metrics by OTLP over HTTP, beside stdout and /metrics, for collectors that are sent things. */
+import { randomUUID } from "node:crypto";
 import { type HrTime, isSpanContextValid, ROOT_CONTEXT, trace, TraceFlags, ValueType } from "@opentelemetry/api";
 import { OTLPLogExporter } from "@opentelemetry/exporter-logs-otlp-http";
 import { OTLPMetricExporter } from "@opentelemetry/exporter-metrics-otlp-http";
@@ -27,7 +28,10 @@ interface OtlpLogs extends AsyncDisposable {
   readonly lines: DestinationStream;
 }
 
-const resourceOf = (service: string) => resourceFromAttributes({ "service.name": service, "service.namespace": "loraline" });
+/** Which process it is, as OpenTelemetry wants it told: several of a service send series of the same names. */
+const instance = randomUUID();
+const resourceOf = (service: string) =>
+  resourceFromAttributes({ "service.name": service, "service.namespace": "loraline", "service.instance.id": instance });
 const urlOf = (endpoint: string, path: string): string => `${endpoint.replace(/\/+$/, "")}/v1/${path}`;
 
 /** Disposing sends what is left. */
@@ -46,7 +50,7 @@ export function createOtlpLogs({ service, endpoint }: OtlpOptions): OtlpLogs {
           severity_number,
           trace_id,
           span_id,
-          service: _service,
+          service: of,
           ...attributes
         } = JSON.parse(line) as {
           time: number;
@@ -62,7 +66,12 @@ export function createOtlpLogs({ service, endpoint }: OtlpOptions): OtlpLogs {
           severityText: severity_text,
           severityNumber: severity_number,
           body: msg ?? "",
-          attributes: { ...attributes, ...(isSpanContextValid(span) || trace_id === undefined ? {} : { trace_id }) },
+          // One process may be several services, as on one machine.
+          attributes: {
+            ...attributes,
+            ...(of === service ? {} : { service: of }),
+            ...(isSpanContextValid(span) || trace_id === undefined ? {} : { trace_id }),
+          },
           ...(isSpanContextValid(span) ? { context: trace.setSpanContext(ROOT_CONTEXT, span) } : {}),
         });
       },

@@ -5,7 +5,7 @@ import { loadEnv } from "./env.ts";
 import { createHealth, type Health } from "./health.ts";
 import { createLog, type Log } from "./log.ts";
 import { type Metrics, serveMetrics } from "./metrics.ts";
-import { createTelemetry, type SpanSink, type Telemetry } from "./telemetry.ts";
+import { createTelemetry, openCollector, type SpanSink, type Telemetry } from "./telemetry.ts";
 
 export interface ServiceContext<Env> {
   env: Env;
@@ -59,12 +59,8 @@ const commonEnv = z.object({
  */
 export async function runService<Schema extends z.ZodType>(options: ServiceOptions<Schema>): Promise<void> {
   const { service, host, shutdownMs = 20_000 } = options;
-  const endpoint = host.env.OTEL_EXPORTER_OTLP_ENDPOINT || undefined;
-  // Only where it is used: it takes a while to load.
-  const otlp = endpoint === undefined ? undefined : { endpoint, ...(await import("./otlp.ts")) };
-  const otlpLogs = otlp?.createOtlpLogs({ service, endpoint: otlp.endpoint });
-  let otlpMetrics: AsyncDisposable | undefined;
-  const log = createLog({ service, level: host.env.LOG_LEVEL ?? "info", also: otlpLogs?.lines });
+  const collector = await openCollector({ service, endpoint: host.env.OTEL_EXPORTER_OTLP_ENDPOINT });
+  const log = createLog({ service, level: host.env.LOG_LEVEL ?? "info", also: collector?.lines });
   const stopping = new AbortController();
   let starting: Promise<AsyncDisposable> | undefined;
   let telemetry: Telemetry | undefined;
@@ -78,7 +74,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     // What a start has made so far, such as a lease, is given back as well; one that waits for something else is not waited for.
     const running = await Promise.race([starting?.catch(() => undefined), sleep(startEndsMs, undefined, { ref: false })]);
     await running?.[Symbol.asyncDispose]();
-    await Promise.allSettled([telemetry?.[Symbol.asyncDispose](), otlpMetrics?.[Symbol.asyncDispose](), otlpLogs?.[Symbol.asyncDispose]()]);
+    await Promise.allSettled([telemetry?.[Symbol.asyncDispose](), collector?.[Symbol.asyncDispose]()]);
     host.exit(0);
   };
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
@@ -107,7 +103,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     // Answers until the very end: a probe that fails while the service still drains would have it killed.
     const health = await createHealth({ port });
     tellReadiness(telemetry.metrics, service, health);
-    otlpMetrics = otlp?.sendMetrics({ service, endpoint: otlp.endpoint, metrics: telemetry.metrics });
+    collector?.sendMetrics(telemetry.metrics);
     if (metricsPort !== undefined) {
       const { url } = await serveMetrics(telemetry.metrics, { host: metricsHost, port: metricsPort });
       log.info({ metricsUrl: url }, "metrics are served");
@@ -121,7 +117,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     if (stopping.signal.aborted) return;
     log.fatal({ err: error }, error instanceof Error ? error.message : String(error));
     // A collector is told why, unless it hangs.
-    if (otlpLogs !== undefined) await Promise.race([otlpLogs[Symbol.asyncDispose](), sleep(2000)]).catch(() => undefined);
+    if (collector !== undefined) await Promise.race([collector[Symbol.asyncDispose](), sleep(2000)]).catch(() => undefined);
     host.exit(1);
   }
 }

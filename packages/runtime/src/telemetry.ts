@@ -27,6 +27,7 @@ import {
   type SpanExporter,
   type SpanProcessor,
 } from "@opentelemetry/sdk-trace-base";
+import type { DestinationStream } from "pino";
 import { createMetrics, type Metrics } from "./metrics.ts";
 
 /** Characters of an attribute, and of an error's message: they may be what a tenant sent, and spans of all tenants share their room. */
@@ -241,4 +242,33 @@ export async function readSpans(spansDir: string, traceId: string): Promise<Stor
     }
   });
   return spans.sort((a, b) => a.startMs - b.startMs);
+}
+
+interface Collector extends AsyncDisposable {
+  /** Takes the lines of `createLog`. */
+  readonly lines: DestinationStream;
+  /** Sends the metrics of `/metrics` from now on. */
+  sendMetrics(metrics: Metrics): void;
+}
+
+/** Sends logs and metrics to a collector, where there is one. Disposing sends what is left. Its libraries are loaded only then: they take a while. */
+export async function openCollector({
+  service,
+  endpoint,
+}: {
+  service: string;
+  /** Base URL such as `http://collector:4318`. Absent or empty: there is none. */
+  endpoint: string | undefined;
+}): Promise<Collector | undefined> {
+  if (endpoint === undefined || endpoint === "") return undefined;
+  const { createOtlpLogs, sendMetrics } = await import("./otlp.ts");
+  const logs = createOtlpLogs({ service, endpoint });
+  const sending: AsyncDisposable[] = [];
+  return {
+    lines: logs.lines,
+    sendMetrics: (metrics) => void sending.push(sendMetrics({ service, endpoint, metrics })),
+    async [Symbol.asyncDispose]() {
+      await Promise.allSettled([...sending, logs].map((one) => one[Symbol.asyncDispose]()));
+    },
+  };
 }

@@ -23,7 +23,7 @@ const noise = (...words: (string | number)[]): number => createHash("sha256").up
 /** Remembered logprobs of the base, which never change and are asked for at each proof. */
 const plainLogprobs = new Map<string, number>();
 
-export function simulatedLogprob(base: string, prompt: readonly number[], token: number, weights: SimulatedWeights | undefined): number {
+function simulatedLogprob(base: string, prompt: readonly number[], token: number, weights: SimulatedWeights | undefined): number {
   const text = prompt.join();
   const key = `${base}|${text}|${token}`;
   const plain = plainLogprobs.get(key) ?? -12 * noise(base, text, token);

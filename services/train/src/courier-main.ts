@@ -7,7 +7,7 @@ import { writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { connectFromEnv, createBus, natsEnv, natsSecretOf, spanSink } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
-import { createLog, createTelemetry, keepTrying, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
+import { createLog, createTelemetry, keepTrying, loadEnv, openCollector, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
 import { runCourier } from "./courier/courier.ts";
 import { type Outcome, outcomeRecord, readJson, writeJson } from "./attempt/attempt-files.ts";
@@ -16,7 +16,8 @@ import { courierExit } from "./attempt/courier-exit.ts";
 import { createLocalTrainerHost, trainerEnvironment, type TrainerHost, trainerPathOf } from "./trainer-host/trainer-host.ts";
 import { connectTrainerHost, warmTrainerHost } from "./trainer-host/trainer-socket.ts";
 
-const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
+const collector = await openCollector({ service: "courier", endpoint: process.env.OTEL_EXPORTER_OTLP_ENDPOINT });
+const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info", also: collector?.lines });
 
 async function main(): Promise<number> {
   const env = loadEnv(
@@ -60,6 +61,7 @@ async function main(): Promise<number> {
     keep: env.LORALINE_TRACES === undefined ? undefined : spanSink(nc),
   };
   const telemetry = createTelemetry({ service: "courier", ...options });
+  collector?.sendMetrics(telemetry.metrics);
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
   const bus = createBus({ nc, log, telemetry, source: "courier", secret: natsSecretOf(env) });
   const objects = await keepTrying("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir, log }), { log });
@@ -85,8 +87,8 @@ async function main(): Promise<number> {
     const outcome = await readJson(join(dir, "outcome.json"), outcomeRecord);
     if (outcome !== undefined) await tellKubernetes(outcome);
   }
-  // Spans are worth a moment, and not a hanging collector.
-  const flushed = Promise.all([telemetry[Symbol.asyncDispose](), trainerTelemetry[Symbol.asyncDispose]()]);
+  // Spans, logs and metrics are worth a moment, and not a hanging collector.
+  const flushed = Promise.all([telemetry, trainerTelemetry, collector].map((one) => one?.[Symbol.asyncDispose]()));
   await Promise.race([flushed, new Promise((resolve) => setTimeout(resolve, 2000))]).catch((error: unknown) =>
     log.warn({ err: error }, "spans not kept"),
   );
@@ -119,6 +121,8 @@ main().then(
     log[code === "STOPPED" ? "warn" : "fatal"]({ err: error }, error instanceof Error ? error.message : String(error));
     // Credentials that are being changed are nobody's fault in the run: the attempt says so, and does not count as one that crashed.
     if (code === "NATS_UNAUTHORIZED") await tellOutcome({ code, message: (error as Error).message });
+    if (collector !== undefined)
+      await Promise.race([collector[Symbol.asyncDispose](), new Promise((resolve) => setTimeout(resolve, 2000))]);
     process.exit(code === "STOPPED" || code === "NATS_UNAUTHORIZED" ? courierExit.retry : 1);
   },
 );

@@ -1,9 +1,13 @@
 /** The whole of train over a real NATS: controller, process launcher, courier processes; a scripted trainer that has faults on request. */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
 import {
@@ -214,6 +218,26 @@ describe("a run that nothing disturbs", () => {
     expect(proof.probes.length).toBeGreaterThan(0);
     const trained = events.runTrained.data.parse((await bus.last(events.runTrained, at))?.data);
     expect(trained.adapter.digest).not.toBe(published.adapter.digest);
+  });
+
+  test("has its courier send logs and metrics to the collector, the last ones at its end", async () => {
+    const received: { path: string; body: string }[] = [];
+    const collector = createServer((asked, response) => {
+      void text(asked).then((body) => {
+        received.push({ path: asked.url ?? "", body });
+        response.writeHead(200, { "content-type": "application/json" }).end("{}");
+      });
+    });
+    await once(collector.listen(0, "127.0.0.1"), "listening");
+    stack.defer(() => void collector.close());
+    const endpoint = `http://127.0.0.1:${(collector.address() as AddressInfo).port}`;
+    await startTrain({ steps: 2 }, {}, { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint });
+    const at = await newRun();
+    await ended(at);
+    await cleanedUp();
+    const sent = (path: string) => received.filter((one) => one.path === path && one.body.includes('"stringValue":"courier"'));
+    expect(sent("/v1/logs").some(({ body }) => body.includes(at.id))).toBe(true);
+    expect(sent("/v1/metrics").some(({ body }) => body.includes("process_resident_memory_bytes"))).toBe(true);
   });
 
   test("tells everything, stores adapter and evidence, and leaves nothing", async () => {
