@@ -1,5 +1,5 @@
 /** A release is pushed to a registry on this machine, and used from there alone. (Our images need base images, which cannot be had here.) */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -10,6 +10,7 @@ import { ensureStreams } from "@loraline/bus";
 import { version } from "@loraline/contracts";
 import { spawnNatsServer } from "@loraline/testkit";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { type Registry, startRegistry } from "./registry-under-test.ts";
 
 /** Answers of programs and files in formats of others: the test checks the parts that it needs. */
 // oxlint-disable-next-line typescript/no-explicit-any
@@ -31,25 +32,16 @@ const hasDocker = await run("docker", ["info"]).then(
 );
 if (!hasDocker && process.env.LORALINE_REQUIRE_DOCKER === "1") throw new Error("LORALINE_REQUIRE_DOCKER=1, but no Docker engine answers.");
 
-let registry: ChildProcess;
+let registry: Registry;
 let address: string;
 let said: string;
 beforeAll(async () => {
-  registry = spawn(join(bin, "registry"), ["-port", "0"], { stdio: ["ignore", "pipe", "pipe"] });
-  address = await new Promise((resolve, reject) => {
-    let log = "";
-    registry.stderr?.on("data", (text: Buffer) => {
-      log += text.toString();
-      const port = /serving on port (\d+)/.exec(log)?.[1];
-      if (port !== undefined) resolve(`127.0.0.1:${port}/loraline`);
-    });
-    registry.once("exit", () => reject(new Error(log)));
-  });
+  registry = await startRegistry();
+  address = `${registry.host}/loraline`;
   ({ stdout: said } = await run("bash", [join(root, "infra/release/release.sh"), address, "--without-images", "--plain-http"]));
 }, 300_000);
 afterAll(async () => {
-  registry.kill();
-  if (registry.exitCode === null) await once(registry, "exit");
+  await registry[Symbol.asyncDispose]();
   rmSync(dir, { recursive: true });
 });
 

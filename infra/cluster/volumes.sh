@@ -4,6 +4,7 @@
 # The namespace is made, with restricted Pod Security, when it is not there. In restricted namespaces hostPath volumes are
 # refused, but claims on hostPath PersistentVolumes pass.
 # usage: KUBECONFIG=... volumes.sh NAMESPACE            --delete NAMESPACE: the namespace and its volumes go
+#   LORALINE_BASES_DIR   another folder of bases than this checkout's
 #        volumes.sh --list                              NAME PATH of each, for those who write pods
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -14,7 +15,7 @@ volumes() {
   local home
   home=$(sed -n 's/^home = //p' "$root/.venv/pyvenv.cfg")
   [ "$home" = /usr/bin ] || echo "python-base $(dirname "$home")"
-  echo "bases $root/.loraline/bases"
+  echo "bases ${LORALINE_BASES_DIR:-$root/.loraline/bases}"
 }
 case ${1:?usage: volumes.sh NAMESPACE} in
   --list) volumes; exit ;;

@@ -246,6 +246,11 @@ description of a pod and in no environment that child processes inherit. (list r
 {{- end }}
 {{- end -}}
 
+{{/* "true" where engines may run: those of the values, and those of Engines, which may come at any time. */}}
+{{- define "loraline.mayHaveEngines" -}}
+{{- if or .Values.engines (and .Values.operator.enabled .Values.operator.engines.enabled .Values.bases.volume) }}true{{ end -}}
+{{- end -}}
+
 {{/* Environment of every service and courier: NATS, blobs, traces. (list root user) */}}
 {{- define "loraline.lineEnv" -}}
 {{- $root := index . 0 -}}

@@ -21,7 +21,7 @@ const nodeDir = join(root, ".cache/cluster");
 /** Whether the cluster is the node that infra/cluster/up.sh starts, and not a user's cluster. */
 export const isOwnNode = process.env.LORALINE_KUBECONFIG === undefined && process.env.LORALINE_CLUSTER === undefined;
 /** Address of this machine for pods. */
-const hostAddress = process.env.LORALINE_TEST_HOST ?? "10.88.0.1";
+export const hostAddress = process.env.LORALINE_TEST_HOST ?? "10.88.0.1";
 
 export type Values = Record<string, unknown>;
 /** Any answer of Kubernetes: tests check the parts that they need. */
@@ -366,7 +366,8 @@ function isReady({ spec, status, metadata }: Json): boolean {
   );
 }
 
-const merged = (under: Values, over: Values): Values =>
+/** Values with others laid over them. */
+export const merged = (under: Values, over: Values): Values =>
   Object.fromEntries(
     [...new Set([...Object.keys(under), ...Object.keys(over)])].map((key) => {
       const [a, b] = [under[key], over[key]];

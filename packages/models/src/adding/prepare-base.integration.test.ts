@@ -2,10 +2,9 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { playHub } from "@loraline/testkit/servers";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { readBaseRef } from "../base-ref.ts";
 
@@ -26,49 +25,6 @@ beforeEach(async () => {
   await mkdir(bases);
 });
 afterEach(() => rm(dir, { recursive: true, force: true }));
-
-/** What huggingface_hub asks of a hub. */
-async function playHub() {
-  const asked: string[] = [];
-  const tokens = new Set<string | undefined>();
-  let isAway: string | undefined;
-  const server = createServer((request, response) => {
-    const url = new URL(request.url ?? "/", "http://hub");
-    tokens.add(request.headers.authorization);
-    const json = (value: unknown): void => void response.setHeader("content-type", "application/json").end(JSON.stringify(value));
-    if (/^\/api\/models\/acme\/small(\/revision\/[^/]+)?$/.test(url.pathname)) {
-      const siblings = Object.keys(files).map((rfilename) => ({ rfilename }));
-      json({ id: "acme/small", modelId: "acme/small", sha: commit, siblings, tags: [], private: false, downloads: 0, likes: 0 });
-      return;
-    }
-    if (url.pathname.startsWith("/api/models/acme/small/tree/")) {
-      json(Object.entries(files).map(([path, text]) => ({ type: "file", path, size: text.length, oid: "a".repeat(40) })));
-      return;
-    }
-    const [, name = ""] = /^\/acme\/small\/resolve\/[0-9a-f]+\/(.+)$/.exec(url.pathname) ?? [];
-    const text = files[name];
-    if (text === undefined || name === isAway) {
-      response.writeHead(name === isAway ? 503 : 404, { "x-error-code": "EntryNotFound" }).end();
-      return;
-    }
-    if (request.method === "GET") asked.push(name);
-    const etag = Buffer.from(name).toString("hex").padEnd(40, "0").slice(0, 40);
-    response.writeHead(200, { "x-repo-commit": commit, etag: `"${etag}"`, "content-length": text.length, "accept-ranges": "bytes" });
-    response.end(request.method === "GET" ? text : undefined);
-  }).listen(0, "127.0.0.1");
-  await once(server, "listening");
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    asked,
-    tokens,
-    lose: (name: string | undefined) => void (isAway = name),
-    async [Symbol.asyncDispose]() {
-      server.closeAllConnections();
-      server.close();
-      await once(server, "close");
-    },
-  };
-}
 
 async function prepare(env: Record<string, string>) {
   const words = join(dir, "termination-log");
@@ -92,7 +48,7 @@ test(
   "a base comes from the hub whole or not at all, goes on where it was cut off, and is not fetched again",
   { timeout: 180_000 },
   async () => {
-    await using hub = await playHub();
+    await using hub = await playHub({ repo: "acme/small", commit, files });
     await writeFile(join(dir, "token"), "hf_secret\n");
     const env = { BASE_HUB: "acme/small", BASE_REVISION: "main", HF_ENDPOINT: hub.url, HF_TOKEN_FILE: join(dir, "token") };
     hub.lose("model.safetensors");
