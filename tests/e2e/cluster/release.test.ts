@@ -171,11 +171,20 @@ describe.runIf(isOwnNode)("a release", () => {
     for (const { imageID } of ran) expect(imageID).toMatch(new RegExp(`^${registry.host}/`));
   });
 
-  it("an Engine is scaled to none by kubectl, and deleted with all that the operator made for it", { timeout: 240_000 }, async () => {
+  it("an Engine is scaled to none by kubectl, and deleted with all that the operator made for it", { timeout: 420_000 }, async () => {
     const engine = async (): Promise<Json> => (await get("engine", "smollm2")).status;
     const ready = async () => (await engine()).conditions.find((one: Json) => one.type === "Ready");
     await of("scale", "engine/smollm2", "--replicas=0");
-    await eventually("no replica", async () => (await ready()).reason === "ScaledToZero" && (await engine()).replicas === 0);
+    await eventually(
+      "no replica",
+      async () => {
+        const { replicas } = await engine();
+        const { reason } = await ready();
+        if (reason !== "ScaledToZero" || replicas !== 0) throw new Error(`${replicas} replicas, ${reason}`);
+        return true;
+      },
+      { timeoutMs: 150_000 },
+    );
     await eventually("its pods are gone", async () => (await get("pods", "-l", component("engine"))).items.length === 0, {
       timeoutMs: 150_000,
     });
