@@ -101,7 +101,7 @@ it("passes Helm's lint and its own suites", async () => {
   expect(await helm("lint", "--strict", chart)).toContain("0 chart(s) failed");
   const { stdout } = await run(join(bin, "untt"), [chart]);
   expect(stdout).toMatch(/Tests: +[1-9]\d* passed, \d+ total/);
-}, 60_000);
+}, 240_000);
 
 describe.each(cases)("with %s", (_, args) => {
   it("the API server takes every object, and warns of none, in a restricted namespace", async () => {
