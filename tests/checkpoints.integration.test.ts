@@ -15,7 +15,7 @@ it(
     await using scratch = await scratchDir();
     await using line = await startSimulatedLine({
       dir: scratch.path,
-      script: { simulated: true, steps: 120, save_steps: 20, step_ms: 200 },
+      script: { simulated: true, steps: 120, save_steps: 20, step_ms: 300 },
     });
     const [gateway] = line.gateways;
     const serve = line.services.all.find(({ program }) => program === "serve");

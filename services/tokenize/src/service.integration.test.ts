@@ -546,49 +546,53 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
 });
 
 describe("a process that dies", () => {
-  test("anywhere leaves work that the next one finishes, with the same bytes and one event", async ({ bus, objects, tenant }) => {
-    const line = { bus, objects, tenant };
-    const cache = await bus.bucket(buckets.cache);
-    const deaths: number[] = [];
-    const digests = new Set<string>();
-    for (let survived = 0; survived < 7; survived++) {
-      // Another length is another cache key, so that each turn does all of the work; the tokens stay the same.
-      const id = await request(line, specOf(await dataset(line, someRecords(20)), { tokenize: { max_length: 1000 + survived } }));
-      // From the write after `survived` others, nothing that the service writes arrives: that is what dying there means.
-      let left = survived;
-      const dying = <A extends unknown[], R>(write: (...args: A) => Promise<R>) => {
-        return (...args: A): Promise<R> => (left-- > 0 ? write(...args) : Promise.reject(new Error("killed")));
-      };
-      const publish = dying<Parameters<Bus["publish"]>, Awaited<ReturnType<Bus["publish"]>>>(bus.publish);
-      const first = await createTokenizeService({
-        bus: {
-          ...bus,
-          // On a busy machine it also tells how far it is, which is no work.
-          publish: (event, at, data, options) =>
-            event.type === runProgress.type ? bus.publish(event, at, data, options) : publish(event, at, data, options),
-          bucket: (async (def: { name: string }) =>
-            def.name === "cache" ? { ...cache, put: dying(cache.put) } : bus.bucket(def as never)) as unknown as Bus["bucket"],
-        },
-        objects: { ...objects, put: dying(objects.put) },
-        telemetry,
-        basesDir,
-      });
-      await expect
-        .poll(async () => left < 0 || (await bus.last(runTokenized, { tenant, id })) !== undefined, { timeout: 20_000 })
-        .toBe(true);
-      if (left < 0) deaths.push(survived);
-      await first[Symbol.asyncDispose]();
+  test(
+    "anywhere leaves work that the next one finishes, with the same bytes and one event",
+    { timeout: 180_000 },
+    async ({ bus, objects, tenant }) => {
+      const line = { bus, objects, tenant };
+      const cache = await bus.bucket(buckets.cache);
+      const deaths: number[] = [];
+      const digests = new Set<string>();
+      for (let survived = 0; survived < 7; survived++) {
+        // Another length is another cache key, so that each turn does all of the work; the tokens stay the same.
+        const id = await request(line, specOf(await dataset(line, someRecords(20)), { tokenize: { max_length: 1000 + survived } }));
+        // From the write after `survived` others, nothing that the service writes arrives: that is what dying there means.
+        let left = survived;
+        const dying = <A extends unknown[], R>(write: (...args: A) => Promise<R>) => {
+          return (...args: A): Promise<R> => (left-- > 0 ? write(...args) : Promise.reject(new Error("killed")));
+        };
+        const publish = dying<Parameters<Bus["publish"]>, Awaited<ReturnType<Bus["publish"]>>>(bus.publish);
+        const first = await createTokenizeService({
+          bus: {
+            ...bus,
+            // On a busy machine it also tells how far it is, which is no work.
+            publish: (event, at, data, options) =>
+              event.type === runProgress.type ? bus.publish(event, at, data, options) : publish(event, at, data, options),
+            bucket: (async (def: { name: string }) =>
+              def.name === "cache" ? { ...cache, put: dying(cache.put) } : bus.bucket(def as never)) as unknown as Bus["bucket"],
+          },
+          objects: { ...objects, put: dying(objects.put) },
+          telemetry,
+          basesDir,
+        });
+        await expect
+          .poll(async () => left < 0 || (await bus.last(runTokenized, { tenant, id })) !== undefined, { timeout: 20_000 })
+          .toBe(true);
+        if (left < 0) deaths.push(survived);
+        await first[Symbol.asyncDispose]();
 
-      await using second = await createTokenizeService({ bus, objects, telemetry, basesDir });
-      expect(second).toBeDefined();
-      const { manifest } = await tokenized(line, id);
-      expect(await bus.history([runTokenized, runRejected], { tenant, id })).toHaveLength(1);
-      digests.add(JSON.stringify(manifest.totals));
-    }
-    // Two shards, manifest, cache entry, event: all of them were died before, and the last tries came through.
-    expect(deaths).toEqual([0, 1, 2, 3, 4]);
-    expect(digests.size).toBe(1);
-  });
+        await using second = await createTokenizeService({ bus, objects, telemetry, basesDir });
+        expect(second).toBeDefined();
+        const { manifest } = await tokenized(line, id);
+        expect(await bus.history([runTokenized, runRejected], { tenant, id })).toHaveLength(1);
+        digests.add(JSON.stringify(manifest.totals));
+      }
+      // Two shards, manifest, cache entry, event: all of them were died before, and the last tries came through.
+      expect(deaths).toEqual([0, 1, 2, 3, 4]);
+      expect(digests.size).toBe(1);
+    },
+  );
 
   test("after its event makes the same message harmless when it comes again", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };

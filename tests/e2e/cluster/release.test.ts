@@ -123,7 +123,7 @@ describe.runIf(isOwnNode)("a release", () => {
     // What this node is, and nothing of the line: no GPU, no class of storage, no hub; Python from a volume.
     const values = merged(await nodeValues(), parse(await readFile(join(folder, "values.yaml"), "utf8")) as Values);
     await writeFile(join(folder, "values.yaml"), JSON.stringify(values));
-  }, 300_000);
+  }, 600_000);
   afterAll(() => owned.disposeAsync(), 300_000);
 
   async function nodeValues(): Promise<Values> {
@@ -152,7 +152,7 @@ describe.runIf(isOwnNode)("a release", () => {
     return stdout;
   };
 
-  it("leads from nothing to a sample that answers in four commands", { timeout: 900_000 }, async () => {
+  it("leads from nothing to a sample that answers in four commands", { timeout: 1_200_000 }, async () => {
     expect(commands).toHaveLength(4);
     for (const command of commands.slice(0, 3)) await type(command);
     const answer = await type(commands[3] ?? "");
