@@ -138,7 +138,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   starting.defer(() => new Promise<void>((resolve) => logStream.end(resolve)));
   const collector = await openCollector({ service: "local", endpoint: options.otlpEndpoint });
   // One that hangs does not hold up the end.
-  if (collector !== undefined) starting.defer(async () => void (await Promise.race([collector[Symbol.asyncDispose](), sleep(2000)])));
+  if (collector !== undefined) starting.defer(() => Promise.race([collector[Symbol.asyncDispose](), sleep(2000)]));
   const logOf = (service: string): Log =>
     createLog({
       service,

@@ -88,7 +88,7 @@ async function main(): Promise<number> {
     if (outcome !== undefined) await tellKubernetes(outcome);
   }
   // Spans, logs and metrics are worth a moment, and not a hanging collector.
-  const flushed = Promise.all([telemetry, trainerTelemetry, collector].map((one) => one?.[Symbol.asyncDispose]()));
+  const flushed = Promise.all([telemetry, trainerTelemetry, collector].map(async (one) => one?.[Symbol.asyncDispose]()));
   await Promise.race([flushed, new Promise((resolve) => setTimeout(resolve, 2000))]).catch((error: unknown) =>
     log.warn({ err: error }, "spans not kept"),
   );
