@@ -72,7 +72,7 @@ interface ServicesOptions {
   dir: string;
   /** Where a service of this id finds NATS. The server knows the users of `natsConfig`. */
   natsUrl: (id: string) => string;
-  /** Added to the environment of all. */
+  /** Added to the environment of all; a login to NATS here is instead of that of `natsConfig`. */
   env?: Record<string, string>;
   /** What the simulated trainer does: see scripted-trainer.py. */
   script?: object;
@@ -139,7 +139,6 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
     SERVE_ENGINES_FILE: enginesFile,
     TRAINER_SCRIPT: JSON.stringify(script),
     TRAIN_COURIER_ENV: JSON.stringify(loginOf("courier")),
-    ...env,
   };
 
   const create = async (program: ProgramName, id: string, own: Record<string, string>): Promise<ServiceUnderTest> => {
@@ -182,6 +181,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
             ...common,
             NATS_URL: natsUrl(id),
             ...loginOf(program),
+            ...env,
             PORT: String(port),
             HEALTH_PORT: String(healthPort),
             METRICS_PORT: String(metricsPort),

@@ -42,6 +42,9 @@
 # A small file may hold a picture that takes gigabytes when it is unpacked.
 - name: VLLM_MAX_IMAGE_PIXELS
   value: "50000000"
+# On a processor with AMX its kernels for GPTQ and AWQ would also round what comes in, to 8 bits, and answer otherwise than the base trained.
+- name: VLLM_CPU_INT4_W4A8
+  value: "0"
 - name: VLLM_NO_USAGE_STATS
   value: "1"
 - name: DO_NOT_TRACK

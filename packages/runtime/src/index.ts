@@ -19,7 +19,7 @@ export { keepTrying, type KeepTryingOptions } from "./keep-trying.ts";
 export { createKeyedQueue, type KeyedQueue } from "./keyed-queue.ts";
 export { createLog, type Log } from "./log.ts";
 export { createMetrics, exemplarOf, type Metrics, serveMetrics } from "./metrics.ts";
-export { nativeComputeType } from "./native-compute-type.ts";
+export { nativeComputeType, processorFlags } from "./native-compute-type.ts";
 export { runService, type ServiceContext } from "./service.ts";
 export { type Exit, type GuardedChild, killGroup, processIdentity, signalProcess, spawnGuarded } from "./spawn-guarded.ts";
 export {

@@ -13,12 +13,16 @@ const limitsBelowBf16 = new Set(["SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI
 export function nativeComputeType(env: Record<string, string | undefined>, cpuinfo = "/proc/cpuinfo"): "bfloat16" | "float32" {
   const limit = env["ONEDNN_MAX_CPU_ISA"] || env["DNNL_MAX_CPU_ISA"] || "";
   if (limitsBelowBf16.has(limit.toUpperCase())) return "float32";
+  return processorFlags(cpuinfo).isDisjointFrom(nativeBf16) ? "float32" : "bfloat16";
+}
+
+/** What this machine's processor can do, in Linux' names, such as `amx_tile`. Empty: it does not tell. */
+export function processorFlags(cpuinfo = "/proc/cpuinfo"): Set<string> {
   let text: string;
   try {
     text = readFileSync(cpuinfo, "utf8");
   } catch {
-    return "float32";
+    return new Set();
   }
-  const flags = /^(?:flags|Features)[^:\n]*:(.*)$/m.exec(text)?.[1]?.trim().split(/\s+/) ?? [];
-  return flags.some((flag) => nativeBf16.has(flag)) ? "bfloat16" : "float32";
+  return new Set(/^(?:flags|Features)[^:\n]*:(.*)$/m.exec(text)?.[1]?.trim().split(/\s+/));
 }

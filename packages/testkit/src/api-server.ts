@@ -11,6 +11,8 @@ const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loral
 
 export interface ApiServer extends AsyncDisposable {
   kubeconfig: string;
+  /** PEM files of its certificate, for servers that it is to reach over TLS. */
+  certificate: { cert: string; key: string };
   /** Starts it; resolves when it is ready. */
   ready(): Promise<void>;
   /** Kills it with SIGKILL. */
@@ -103,6 +105,7 @@ export async function startApiServer(): Promise<ApiServer> {
 
   const api: ApiServer = {
     kubeconfig,
+    certificate: { cert: join(dir, "server.crt"), key: join(dir, "server.key") },
     start() {
       server = spawn(
         join(binDir, "kube"),
@@ -170,13 +173,20 @@ export async function startApiServer(): Promise<ApiServer> {
   return api;
 }
 
-/** Starts controllers of the real controller manager, by its names, such as `job-controller`. There is no node. */
+/** Starts controllers of the real controller manager, by its names, such as `job-controller`. There is no node. Autoscalers look each second. */
 export function startControllers({ kubeconfig }: Pick<ApiServer, "kubeconfig">, ...names: string[]): AsyncDisposable {
-  const controllers = spawn(
-    join(binDir, "kube"),
-    ["kube-controller-manager", "--kubeconfig", kubeconfig, "--controllers", names.join(","), "--leader-elect=false", "--secure-port=0"],
-    { stdio: "ignore" },
-  );
+  const options = {
+    kubeconfig,
+    controllers: names.join(","),
+    "leader-elect": false,
+    "secure-port": 0,
+    "horizontal-pod-autoscaler-sync-period": "1s",
+    "horizontal-pod-autoscaler-downscale-stabilization": "2s",
+    "horizontal-pod-autoscaler-initial-readiness-delay": "0s",
+    "horizontal-pod-autoscaler-cpu-initialization-period": "1s",
+  };
+  const flags = Object.entries(options).map(([name, value]) => `--${name}=${value}`);
+  const controllers = spawn(join(binDir, "kube"), ["kube-controller-manager", ...flags], { stdio: "ignore" });
   return { [Symbol.asyncDispose]: () => ended(controllers) };
 }
 

@@ -312,12 +312,16 @@ test("one long text becomes sequences, of which some are held out", async ({ bus
 describe("a run that cannot start is rejected, saying what and why:", () => {
   test("one that comes by NATS and is over its tenant's quotas", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    const quotas = { tenants: { [tenant]: { gpusPerRun: 2, adapters: 0 } } };
+    const quotas = { profiles: { large: {} }, tenants: { [tenant]: { gpusPerRun: 2, adapters: 0 } } };
     await using service = await createTokenizeService({ bus, objects, telemetry, basesDir, quotas });
     expect(service).toBeDefined();
     const id = await dataset(line, someRecords(20));
     expect(await rejected(line, await request(line, specOf(id, { gpus: 3 })))).toMatchObject({ code: "QUOTA_GPUS", param: "gpus" });
     expect(await rejected(line, await request(line, specOf(id, { priority: 1 })))).toMatchObject({ code: "QUOTA_PRIORITY" });
+    expect(await rejected(line, await request(line, specOf(id, { profile: "huge" })))).toMatchObject({
+      code: "PROFILE_NOT_ALLOWED",
+      message: expect.stringContaining("large") as string,
+    });
     expect(await rejected(line, await request(line, specOf(id)))).toMatchObject({ code: "QUOTA_ADAPTERS", param: "adapter" });
     // What the operator writes counts at once.
     const limits = await bus.bucket(buckets.limits);

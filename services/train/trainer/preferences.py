@@ -343,14 +343,15 @@ class Preferences(Objective):
         totals = Totals(pairs=len(sides) // (1 + self.paired), nll_tokens=int(scores.nll_tokens.sum()))
         loss, expected = (LOSSES[self.type](self.method, scores, each, sides, totals)[0].item() for each in (reference, scores.logprobs))
         model.train(was_training)
-        # As for packing: rounding depends on the shapes of the products.
-        allowed = 1e-4 if model.get_input_embeddings().weight.dtype == torch.float32 else 3e-2
-        apart = ((scores.logprobs - reference).abs() / scores.tokens.clamp(min=1)).max().item()
+        counts = scores.tokens.clamp(min=1)
+        differences = ((scores.logprobs - reference).abs() / counts).tolist()
+        limits = [packing.rounding(model, count) for count in counts.tolist()]
+        apart, allowed = max(zip(differences, limits, strict=True), key=lambda one: one[0] / one[1])
         if not apart <= allowed:
             raise TrainerError(
                 "PACKING_SELF_TEST_FAILED",
                 f"Before the first step the adapter must answer as the reference, and the loss must be {expected:.4f}: it is {loss:.4f}, and log-probabilities"
-                f" differ by up to {apart:.2g} per token (allowed: {allowed:g}). Train with tokenize.packing: false and"
+                f" differ by up to {apart:.2g} per token (allowed: {allowed:.2g}). Train with tokenize.packing: false and"
                 " training.per_device_train_batch_size: 1, and report this.",
                 "tokenize.packing",
             )

@@ -1,6 +1,6 @@
 /**
  * A release in a registry on this machine is all that there is: docs/operations.md's "From nothing to an answer", as it stands there, by somebody
- * without a checkout. The node has no image of ours, the volume no base. Then the Engine is scaled and goes.
+ * without a checkout. The node has no image of ours, the volume no base. Then the Engine sleeps, wakes, is scaled and goes.
  */
 import { execFile } from "node:child_process";
 import { chmod, copyFile, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -170,6 +170,30 @@ describe.runIf(isOwnNode)("a release", () => {
     const ran = (items as Json[]).flatMap(({ status }) => [...(status.initContainerStatuses ?? []), ...(status.containerStatuses ?? [])]);
     for (const { imageID } of ran) expect(imageID).toMatch(new RegExp(`^${registry.host}/`));
   });
+
+  it(
+    "an Engine that nobody asks goes to sleep, and a request that comes then waits for it and is answered",
+    { timeout: 600_000 },
+    async () => {
+      const pods = async (): Promise<Json[]> => (await get("pods", "-l", component("engine"))).items;
+      const [first] = await pods();
+      await of(
+        "patch",
+        "engine/smollm2",
+        "--type=merge",
+        "--patch",
+        JSON.stringify({ spec: { wake: { waitSeconds: 240, idleAfterSeconds: 60 } } }),
+      );
+      await eventually("it sleeps", async () => (await pods()).length === 0, { timeoutMs: 240_000 });
+      expect((await type(commands[3] ?? "")).trim()).not.toBe("");
+      const [woken, ...more] = await pods();
+      expect(more).toEqual([]);
+      expect(woken?.metadata.uid).not.toBe(first?.metadata.uid);
+      // It proved the adapter anew before it answered, as every replica does.
+      expect((await get("finetune", "persona")).status).toMatchObject({ phase: "Served", converged: "1/1" });
+      await of("patch", "engine/smollm2", "--type=json", "--patch", JSON.stringify([{ op: "remove", path: "/spec/wake" }]));
+    },
+  );
 
   it("an Engine is scaled to none by kubectl, and deleted with all that the operator made for it", { timeout: 420_000 }, async () => {
     const engine = async (): Promise<Json> => (await get("engine", "smollm2")).status;

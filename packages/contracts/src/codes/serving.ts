@@ -357,8 +357,8 @@ export const engineSettingsCodes = defineArea(
       "Use one of the values that the message lists.",
     ],
     QUANTIZATION_NEEDS_GPU: [
-      "vLLM's CPU build has no kernel for this quantization.",
-      "Write fp8_per_channel, leave quantization out, or give the engine a GPU.",
+      "vLLM's CPU build has no kernel for this quantization on this processor.",
+      "Write the one that the message names, leave quantization out, or give the engine a GPU.",
     ],
     KV_CACHE_UNSUPPORTED: ["An engine on the CPU does not support this kvCacheDtype.", "Use a type that the message lists."],
     MAX_MODEL_LEN_TOO_HIGH: [

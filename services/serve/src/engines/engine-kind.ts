@@ -9,7 +9,7 @@ export interface EngineKind {
   product: string;
   connect(connection: EngineConnection): LoraEngine;
   /** Pure: which of these settings can never work with this base. Empty: nothing was found. */
-  judgeSettings(settings: EngineSettings, base: BaseConfig): Problem[];
+  judgeSettings(settings: EngineSettings, base: BaseConfig, processor: ReadonlySet<string>): Problem[];
   /** Pure: the parser of calls of tools that fits a base's chat template (null: it has none). null: no parser, so tools are refused. */
   toolCallParserOf(template: string | null): string | null;
   /** Files that the engine is started with, by name, beside `chat_template.jinja`, which each kind gets. */

@@ -12,7 +12,7 @@ import {
 } from "@loraline/contracts";
 import { readServedParts } from "@loraline/models";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
-import { messageOf, PermanentError } from "@loraline/runtime";
+import { messageOf, PermanentError, processorFlags } from "@loraline/runtime";
 import { z } from "zod";
 import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
 import { type BaseConfig, baseConfig } from "../engines/base-config.ts";
@@ -135,13 +135,13 @@ export async function prepareEngine({
 }
 
 /**
- * Checks an engine's settings against its base's files.
+ * Checks an engine's settings against its base's files, and this machine's processor, on which it is to run.
  * @throws PermanentError ENGINE_IMPOSSIBLE with every reason, BASE_MISSING, BASE_INVALID
  */
 export async function checkEngine(settings: EngineSettings, baseDir: string): Promise<EngineKind> {
   const config = await readBaseConfig(baseDir).catch(ofEngine(settings.engine));
   const kind = engines[settings.kind ?? defaultEngineKind];
-  const problems = kind.judgeSettings(settings, config);
+  const problems = kind.judgeSettings(settings, config, processorFlags());
   const [first] = problems;
   if (first !== undefined) {
     throw new PermanentError("ENGINE_IMPOSSIBLE", problems.map(({ code, message }) => `${code}: ${message}`).join(" "), {

@@ -14,8 +14,9 @@ const config = (over: Record<string, unknown> = {}): BaseConfig =>
     max_position_embeddings: 8192,
     ...over,
   });
-const codes = (over: Partial<EngineSettings>, base: Record<string, unknown> = {}): string[] =>
-  judgeVllmSettings(settings(over), config(base)).map(({ code }) => code);
+const withAmx = new Set(["avx512f", "amx_tile"]);
+const codes = (over: Partial<EngineSettings>, base: Record<string, unknown> = {}, processor = new Set<string>()): string[] =>
+  judgeVllmSettings(settings(over), config(base), processor).map(({ code }) => code);
 
 describe("judgeVllmSettings", () => {
   it("finds nothing wrong with what works", () => {
@@ -56,7 +57,7 @@ describe("judgeVllmSettings", () => {
     ["API_SERVERS", { extraArgs: ["--api-server-count=2"] }, {}],
     ["API_SERVERS", { extraArgs: ["--data-parallel-size", "2"] }, {}],
   ])("refuses %s: %j with %j", (code, over, base) => {
-    const [problem, ...more] = judgeVllmSettings(settings(over), config(base));
+    const [problem, ...more] = judgeVllmSettings(settings(over), config(base), new Set());
     expect(more).toEqual([]);
     expect(problem).toMatchObject({ code });
     expect(codes({ ...over, ignore: [code] }, base)).toEqual([]);
@@ -73,6 +74,9 @@ describe("judgeVllmSettings", () => {
     expect(codes({ quantization: "awq_marlin" }, { quantization_config: { quant_method: "awq" } })).toEqual([]);
     for (const quantization of ["fp8", "fp8_per_channel", "fp8_per_tensor", "fp8_per_block"]) expect(codes({ quantization })).toEqual([]);
     expect(codes({ gpus: 0, quantization: "fp8_per_channel" })).toEqual([]);
+    expect(codes({ gpus: 0, quantization: "fp8_per_channel" }, {}, withAmx)).toEqual(["QUANTIZATION_NEEDS_GPU"]);
+    expect(codes({ gpus: 0, quantization: "fp8_per_block" })).toEqual(["QUANTIZATION_NEEDS_GPU"]);
+    expect(codes({ gpus: 0, quantization: "fp8_per_block" }, {}, withAmx)).toEqual([]);
     expect(codes({ gpus: 0, quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
     expect(codes({ quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
   });

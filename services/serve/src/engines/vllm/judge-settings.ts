@@ -7,8 +7,11 @@ import { servedWrappers, wrapperOf } from "@loraline/models";
 import type { BaseConfig } from "../base-config.ts";
 import { vllmToolParsers } from "./tool-parsers.ts";
 
-/** Pure: what of these settings can never work with this base. Empty: nothing found. */
-export function judgeVllmSettings(settings: EngineSettings, base: BaseConfig): Problem[] {
+/**
+ * Pure: what of these settings can never work with this base. Empty: nothing found.
+ * @param processor - flags of the processor that the engine is to run on
+ */
+export function judgeVllmSettings(settings: EngineSettings, base: BaseConfig, processor: ReadonlySet<string>): Problem[] {
   const problems: Problem[] = [];
   const refuse = (code: string, param: string, message: string): void => {
     if (settings.ignore?.includes(code) !== true) problems.push({ code, param, message: `engine "${settings.engine}": ${message}` });
@@ -22,7 +25,7 @@ export function judgeVllmSettings(settings: EngineSettings, base: BaseConfig): P
   }
   judgeArchitecture(settings, base, refuse);
   judgeSharding(settings, base, refuse);
-  judgeQuantization(settings, base, refuse);
+  judgeQuantization(settings, base, processor, refuse);
   judgeLength(settings, base, refuse);
   judgeArgs(settings, refuse);
   judgeToolParser(settings, refuse);
@@ -132,8 +135,14 @@ export const roundsItself: ReadonlySet<string> = new Set([
   // An older name of fp8_per_tensor; of weights that are stored in FP8 it says only what config.json says.
   "fp8",
 ]);
-/** Of these, those that vLLM's CPU build cannot do (tried; fp8_per_block it can with AMX only). */
-const gpuRounding = new Set(["fp8", "fp8_per_tensor"]);
+/**
+ * Of these, those that vLLM's CPU build cannot do, tried on both kinds of processor: it ends as it loads, or an answer
+ * takes minutes. `instead`: what it can.
+ */
+const cpuCannotRound = {
+  withAmx: { names: new Set(["fp8", "fp8_per_tensor", "fp8_per_channel"]), instead: "fp8_per_block" },
+  withoutAmx: { names: new Set(["fp8", "fp8_per_tensor", "fp8_per_block"]), instead: "fp8_per_channel" },
+};
 /** These read weights of more than one kind. */
 const readsSeveral = new Set(["moe_wna16", "humming", "inc"]);
 const wayOf = (name: string): string => storedWays.find((names) => names.includes(name))?.[0] ?? name;
@@ -143,7 +152,7 @@ const halfOnly = new Set(["gptq", "awq", "fp8", "fp8_per_tensor", "fp8_per_chann
 
 const cpuKvCaches = ["auto", "fp8", "fp8_e4m3", "fp8_e5m2"];
 
-function judgeQuantization(settings: EngineSettings, base: BaseConfig, refuse: Refuse): void {
+function judgeQuantization(settings: EngineSettings, base: BaseConfig, processor: ReadonlySet<string>, refuse: Refuse): void {
   const { quantization: asked, kvCacheDtype, gpus } = settings;
   const config = base.quantization_config ?? base.text_config?.quantization_config ?? base.compression_config;
   const stored = config?.quant_method?.toLowerCase();
@@ -166,11 +175,12 @@ function judgeQuantization(settings: EngineSettings, base: BaseConfig, refuse: R
       `quantization is ${asked}, but the weights of base "${settings.base}" are not quantized (its config.json has no quantization_config). Leave it out, or choose weights that were stored so.`,
     );
   }
-  if (gpus === 0 && asked !== undefined && stored === undefined && gpuRounding.has(asked)) {
+  const [kind, cannot] = processor.has("amx_tile") ? ["with", cpuCannotRound.withAmx] : ["without", cpuCannotRound.withoutAmx];
+  if (gpus === 0 && asked !== undefined && stored === undefined && cannot.names.has(asked)) {
     refuse(
       "QUANTIZATION_NEEDS_GPU",
       "quantization",
-      `quantization is ${asked}, for which vLLM's CPU build (gpus: 0) has no kernel: it ends while it loads base "${settings.base}". Write fp8_per_channel, or leave it out.`,
+      `quantization is ${asked}, for which vLLM's CPU build (gpus: 0) has no kernel on a processor ${kind} AMX, as this is one. Write ${cannot.instead}, or leave it out.`,
     );
   }
   const way = asked ?? stored;

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type BaseRef, baseRef, runFailed, runServed } from "@loraline/contracts";
 import { readBaseRef } from "@loraline/models/base-ref";
+import { processorFlags } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { quantisedBase, smollm2Dir } from "@loraline/testkit/servers";
 import { afterAll, beforeAll, describe, expect } from "vitest";
@@ -12,6 +13,7 @@ import { bytesOf, makeAdapters, probesIn, probeTwin } from "./adapters-under-tes
 import { startVllm, vllmKey } from "./vllm-under-test.ts";
 
 const root = join(import.meta.dirname, "../../../../..");
+const hasAmx = processorFlags().has("amx_tile");
 const startMs = 600_000;
 const until = { timeout: 60_000, interval: 50 };
 
@@ -121,7 +123,7 @@ describe("vLLM that rounds weights and cache to FP8 itself", () => {
   beforeAll(async () => {
     logs = await mkdtemp(join(tmpdir(), "loraline-vllm-"));
     base = baseRef.parse(await readBaseRef(smollm2Dir));
-    const args = ["--quantization=fp8_per_channel", "--kv-cache-dtype=fp8"];
+    const args = [`--quantization=${hasAmx ? "fp8_per_block" : "fp8_per_channel"}`, "--kv-cache-dtype=fp8"];
     [vllm, adapters] = await Promise.all([
       startVllm({ root, base, logFile: join(logs, "vllm.log"), computeType: "bfloat16", args }),
       makeAdapters(),

@@ -68,6 +68,8 @@ export const vllmEnv = {
   HF_HUB_OFFLINE: "1",
   // A small file may hold a picture that takes gigabytes when it is unpacked.
   VLLM_MAX_IMAGE_PIXELS: "50000000",
+  // On a processor with AMX its kernels for GPTQ and AWQ would also round what comes in, to 8 bits, and answer otherwise than the base trained.
+  VLLM_CPU_INT4_W4A8: "0",
 } as const;
 
 export const vllmCpuEnv = {
