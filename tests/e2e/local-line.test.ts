@@ -1,6 +1,6 @@
 /**
  * A line of one's own: two bases, each with its engine, one of which takes pictures; stopped, backed up, lost, restored, and served again with
- * one of them.
+ * one of them. That an adapter learns to name what pictures show is tested where engines are: services/serve/src/engines/vllm/pictures.integration.test.ts.
  */
 import { execFile } from "node:child_process";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -14,7 +14,7 @@ const seeing = "smollm2-135m-pictures";
 
 const python = (script: string, ...args: string[]) => promisify(execFile)(join(root, ".venv/bin/python"), [join(root, script), ...args]);
 
-it("an adapter that names what pictures show, on a second base, answers the same after backup, loss and restore", async () => {
+it("an adapter trained on pictures, on a second base, answers the same after backup, loss and restore", async () => {
   await using scratch = await scratchDir();
   const inScratch = (name: string): string => join(scratch.path, name);
   const [stateDir, bases, foreign, backup] = [inScratch("state"), inScratch("bases"), inScratch("pirate"), inScratch("line.tar.gz")];
@@ -39,13 +39,6 @@ it("an adapter that names what pictures show, on a second base, answers the same
     await eventually(`${model} answers`, 300_000, () => ask(at, model, unseen[0] ?? ""));
     return Promise.all(unseen.map((file) => ask(at, model, file)));
   };
-  const namedIn = (answers: readonly string[]): number =>
-    unseen.filter((file, i) =>
-      file
-        .replace(/\.png$/, "")
-        .split("-")
-        .every((word) => answers[i]?.toLowerCase().includes(word)),
-    ).length;
   const digestOf = async (at: At) => (await clientOf(at).getAdapter({ adapter: "shapes" })).adapter.versions[0]?.digest;
   const modelsOf = async (at: At) => (await clientOf(at).openai.models.list()).data.map(({ id }) => id);
 
@@ -60,11 +53,10 @@ it("an adapter that names what pictures show, on a second base, answers the same
       code: 2,
       err: expect.stringContaining(`${base}, ${seeing}`),
     });
-    const flags = ["--base", seeing, "--name", "shapes", "--epochs", "8", "--learning-rate", "1e-3", "--rank", "16"];
+    const flags = ["--base", seeing, "--name", "shapes", "--epochs", "2", "--learning-rate", "1e-3", "--rank", "16"];
     expect(await loraline(line, ["run", inScratch("shapes.zip"), ...flags])).toMatchObject({ code: 0 });
     before = { answers: await answersOf(line, "local/shapes"), digest: await digestOf(line) };
-    expect(namedIn(before.answers), before.answers.join("\n")).toBeGreaterThanOrEqual(10);
-    expect(namedIn(await answersOf(line, seeing))).toBeLessThanOrEqual(2);
+    expect(before.answers).not.toEqual(await answersOf(line, seeing));
     await expect(ask(line, base, unseen[0] ?? "")).rejects.toMatchObject({ status: 400, code: "pictures_unsupported" });
     const shown = await loraline(line, [
       "chat",
