@@ -4,12 +4,13 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, 
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { engineSettingsList, natsPermissions } from "@loraline/contracts";
+import { engineSettingsList, natsPermissions, runSpec } from "@loraline/contracts";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { parseAllDocuments } from "yaml";
+import { parse, parseAllDocuments } from "yaml";
 import { shapesOf } from "./kubernetes-shapes.ts";
-import { trainPodSettings } from "../services/train/src/launchers/job-manifest.ts";
+import { attemptSpec } from "../services/train/src/attempt/attempt-spec.ts";
+import { jobManifest, trainPodSettings } from "../services/train/src/launchers/job-manifest.ts";
 
 const root = join(import.meta.dirname, "..");
 const chart = join(root, "helm/loraline");
@@ -20,9 +21,15 @@ const helm = async (...args: string[]): Promise<string> =>
 const values = (name: string): string => join(chart, "tests/values", `${name}.yaml`);
 const render = (...args: string[]): Promise<string> => helm("template", "loraline", chart, "--namespace", namespace, ...args);
 
-/** KEDA's own, out of its Go module. */
-const kedaCrd = await run("go", ["mod", "download", "-json", "github.com/kedacore/keda/v2@v2.18.1"], { timeout: 120_000 }).then(
-  ({ stdout }) => join((JSON.parse(stdout) as { Dir: string }).Dir, "config/crd/bases/keda.sh_scaledobjects.yaml"),
+/** CustomResourceDefinitions of others, out of their Go modules. */
+const foreignCrds = await Promise.all(
+  [
+    ["github.com/kedacore/keda/v2@v2.18.1", "config/crd/bases/keda.sh_scaledobjects.yaml"] as const,
+    ["sigs.k8s.io/lws@v0.7.0", "config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml"] as const,
+  ].map(async ([module, file]) => {
+    const { stdout } = await run("go", ["mod", "download", "-json", module], { timeout: 120_000 });
+    return join((JSON.parse(stdout) as { Dir: string }).Dir, file);
+  }),
 );
 const namespace = "line";
 const cases: [string, string[]][] = [
@@ -32,6 +39,7 @@ const cases: [string, string[]][] = [
   ["no persistence, no policies", ["--set", "nats.persistence.enabled=false,networkPolicy.enabled=false,operator.enabled=false"]],
   ["autoscalers", ["-f", values("engine"), "-f", values("autoscaling")]],
   ["KEDA", ["-f", values("engine"), "-f", values("keda")]],
+  ["an engine on several nodes", ["-f", values("engine"), "-f", values("nodes")]],
   ["NATS from elsewhere", ["--set", "nats.enabled=false,nats.url=nats://nats.nats:4222,nats.auth.existingSecret=nats"]],
 ];
 
@@ -56,7 +64,7 @@ beforeAll(async () => {
   for (const [args, input] of [
     [["apply", "-f", "-"], made],
     [["apply", "--server-side", "-f", join(chart, "crds")], ""],
-    [["apply", "--server-side", "-f", kedaCrd], ""],
+    ...foreignCrds.map((file) => [["apply", "--server-side", "-f", file], ""] as const),
   ] as const) {
     const { code, out } = await kubectl([...args], input);
     expect(code, out).toBe(0);
@@ -118,7 +126,8 @@ describe.each(cases)("with %s", (_, args) => {
     const pods = /^ {2}pods\.json: \|\n((?: {4}.*\n)+)/m.exec(rendered)?.[1];
     expect(trainPodSettings.parse(JSON.parse(pods ?? "")).namespace).toBe(`${namespace}-runs`);
     const engines = JSON.parse(JSON.parse(/^ {2}engines\.json: (".*")$/m.exec(rendered)?.[1] ?? "") as string) as unknown;
-    expect(engineSettingsList.parse(engines)).toHaveLength([...rendered.matchAll(/^ {6}- args:\n +- --model=/gm)].length);
+    const served = rendered.matchAll(/^ +- --served-model-name=(\S+)$/gm).map(([, base]) => base);
+    expect(engineSettingsList.parse(engines)).toHaveLength(new Set(served).size);
   });
 });
 
@@ -208,6 +217,70 @@ it("leaves the number of what is scaled by metrics to its autoscaler, as docs/op
     ['tokenize.autoscaling={"enabled":true,"metrics":[{"type":"Pods","pod":{}}]}', "additional properties 'pod' not allowed"],
   ] as const)
     await expect(render("-f", values("engine"), "--set-json", set)).rejects.toMatchObject({ stderr: expect.stringContaining(words) });
+});
+
+it("shows an engine on several nodes as docs/operations.md does", () => {
+  expect(readFileSync(join(root, "docs/operations.md"), "utf8")).toContain(readFileSync(values("nodes"), "utf8"));
+});
+
+describe("an attempt with RDMA, as docs/operations.md shows it", () => {
+  const page = readFileSync(join(root, "docs/operations.md"), "utf8");
+  const [, recipe = ""] = /RDMA between the nodes[^]*?```yaml\n([^]*?)```/.exec(page) ?? [];
+  const { train } = parse(recipe) as { train: { pods: { podTemplate: { spec: object } } } };
+  const podOf = (podTemplate: object): string => {
+    const runId = "01KB0000000000000000000000";
+    const tokens = { kind: "tokens" as const, digest: `sha256:${"a".repeat(64)}` as const, size: 1 };
+    const spec = runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001" });
+    const settings = trainPodSettings.parse({ namespace: `${namespace}-runs`, image: "trainer:1", courier: {}, podTemplate });
+    const attempt = {
+      version: 1,
+      tenant: "acme",
+      runId,
+      attempt: 1,
+      name: "train-1",
+      runSpec: spec,
+      tokens,
+      resume: null,
+      traceparent: null,
+    };
+    const { spec: job } = jobManifest(attemptSpec.parse(attempt), settings);
+    return JSON.stringify({ apiVersion: "v1", kind: "Pod", metadata: { name: "rdma" }, spec: job?.template.spec });
+  };
+  const withCapability = {
+    spec: { initContainers: [{ name: "trainer", securityContext: { capabilities: { drop: ["ALL"], add: ["IPC_LOCK"] } } }] },
+  };
+  const inNamespace = (name: string, pod: string) => kubectl(["apply", "--dry-run=server", "--namespace", name, "-f", "-"], pod);
+
+  beforeAll(async () => {
+    const runtimeClass = { apiVersion: "node.k8s.io/v1", kind: "RuntimeClass", metadata: { name: "memlock" }, handler: "memlock" };
+    const labels = { "pod-security.kubernetes.io/enforce": "privileged" };
+    const open = { apiVersion: "v1", kind: "Namespace", metadata: { name: "open-runs", labels } };
+    for (const object of [runtimeClass, open])
+      expect(await kubectl(["apply", "-f", "-"], JSON.stringify(object))).toMatchObject({ code: 0 });
+  });
+
+  it("is admitted where Pod Security is restricted, and has the device", async () => {
+    const pod = podOf(train.pods.podTemplate);
+    expect(JSON.parse(pod)).toMatchObject({
+      spec: {
+        runtimeClassName: "memlock",
+        initContainers: [
+          { name: "trainer", resources: { limits: { "rdma/hca": "1" } }, securityContext: { capabilities: { drop: ["ALL"] } } },
+        ],
+      },
+    });
+    const { code, out } = await inNamespace(`${namespace}-runs`, pod);
+    expect(code, out).toBe(0);
+  });
+
+  it("with IPC_LOCK is refused there, and admitted where the namespace says so", async () => {
+    const pod = podOf(withCapability);
+    expect(await inNamespace(`${namespace}-runs`, pod)).toMatchObject({
+      code: 1,
+      out: expect.stringMatching(/unrestricted capabilities.*IPC_LOCK/),
+    });
+    expect(await inNamespace("open-runs", pod)).toMatchObject({ code: 0 });
+  });
 });
 
 it("sets no number of replicas where the number is null, and a budget where there may be several", async () => {

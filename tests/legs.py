@@ -53,9 +53,9 @@ LEGS = {
     "test-python": Leg(),  # its bases are tiny
     "test-unit": Leg(),
     "test-integration": Leg(),  # two workers, which mostly wait
+    "test-faults": Leg(alone=engine),  # waits half of the time
     "test-images": Leg(),
     "test-api-server": Leg(needs=("cluster-bin",)),
-    "test-faults": Leg(cores=2, alone=engine),
     "test-cluster-e2e": Leg(cores=2, alone=engine, needs=("cluster-bin",)),
 }
 QUICK = {"test-e2e-quick"}  # part of another leg

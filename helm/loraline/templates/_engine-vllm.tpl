@@ -16,6 +16,9 @@
 {{- with .kvCacheDtype }}{{ $args = append $args (printf "--kv-cache-dtype=%s" .) }}{{ end -}}
 {{- if not (kindIs "invalid" .prefixCaching) }}{{ $args = append $args (ternary "--enable-prefix-caching" "--no-enable-prefix-caching" .prefixCaching) }}{{ end -}}
 {{- if gt (int .tensorParallelSize) 1 }}{{ $args = append $args (printf "--tensor-parallel-size=%d" (int .tensorParallelSize)) }}{{ end -}}
+{{- if gt (int .nodes) 1 }}
+{{- $args = concat $args (list (printf "--pipeline-parallel-size=%d" (int .nodes)) (printf "--nnodes=%d" (int .nodes)) "--node-rank=$(LWS_WORKER_INDEX)" "--master-addr=$(LWS_LEADER_ADDRESS)") -}}
+{{ end -}}
 {{- /* Without this option vLLM does not end on SIGTERM while a request is in flight. */ -}}
 {{- $args = append $args "--shutdown-timeout=30" -}}
 {{- /* Flags that only the base's files decide: the init container `check` writes them. vLLM knows the option as two words only. */ -}}

@@ -316,6 +316,8 @@ export const chartValues = z.strictObject({
       derivedFrom: orEmpty(engineSettings.shape.derivedFrom.unwrap()).optional(),
       ...z.strictObject(engineKeys).partial().shape,
       wake: wake.partial().optional(),
+      nodes: atLeastOne.optional(),
+      adaptersVolume: volume.optional(),
     }),
   ),
   engineDefaults: z.strictObject(engineKeys),
