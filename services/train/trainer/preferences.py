@@ -343,10 +343,8 @@ class Preferences(Objective):
         totals = Totals(pairs=len(sides) // (1 + self.paired), nll_tokens=int(scores.nll_tokens.sum()))
         loss, expected = (LOSSES[self.type](self.method, scores, each, sides, totals)[0].item() for each in (reference, scores.logprobs))
         model.train(was_training)
-        counts = scores.tokens.clamp(min=1)
-        differences = ((scores.logprobs - reference).abs() / counts).tolist()
-        limits = [packing.rounding(model, count) for count in counts.tolist()]
-        apart, allowed = max(zip(differences, limits, strict=True), key=lambda one: one[0] / one[1])
+        differences = (scores.logprobs - reference).abs() / scores.tokens.clamp(min=1)
+        apart, allowed = packing.farthest(model, differences.tolist(), scores.tokens.tolist())
         if not apart <= allowed:
             raise TrainerError(
                 "PACKING_SELF_TEST_FAILED",
