@@ -10,7 +10,7 @@ const realEngines = ["services/serve/src/engines/**/*.integration.test.ts"];
 const ssr = { resolve: { conditions: ["@loraline/source", "node"] } };
 
 /** How long conditions are waited for. Limits for hangs and no measures: a busy machine takes many times longer than an idle one. */
-const patience = { testTimeout: 60_000, hookTimeout: 60_000, expect: { poll: { timeout: 20_000 } } };
+const patience = { testTimeout: 180_000, hookTimeout: 120_000, expect: { poll: { timeout: 30_000 } } };
 
 export default defineConfig({
   test: {
@@ -54,7 +54,6 @@ export default defineConfig({
           include: ["**/*.cluster.test.ts"],
           exclude: excluded,
           ...patience,
-          hookTimeout: 120_000,
         },
       },
       // Builds images with the Docker engine.
