@@ -52,8 +52,9 @@ LEGS = {
     "test-e2e-quick": Leg(alone=engine),
     "test-e2e": Leg(alone=engine),
     "test-python": Leg(),  # its bases are tiny
-    # A node of its own, which mostly waits for its pods. Its rules for packets are those of the machine, and containers of others need theirs.
-    "test-cluster-e2e": Leg(needs=("cluster-bin",), apart=("test-integration", "test-images")),
+    # A node of its own, which mostly waits for its pods. Its rules for packets are the machine's, which containers of others need; and like the API
+    # server's leg it packs a release.
+    "test-cluster-e2e": Leg(needs=("cluster-bin",), apart=("test-integration", "test-images", "test-api-server")),
     "test-faults": Leg(alone=engine),
     "test-integration": Leg(),  # two workers, which mostly wait
     "test-unit": Leg(),

@@ -319,8 +319,13 @@ def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens:
     model.train(was_training)
 
     # A leak between sequences changes a loss by more than rounding does.
-    if not counts:  # every sequence has pictures and is longer than LONGEST_PROVEN
-        return 0.0
+    if not counts:
+        raise TrainerError(
+            "PACKING_SELF_TEST_FAILED",
+            f"Whether packed sequences see each other could not be tried: in the first {max_rows} rows every sequence has pictures and more than {LONGEST_PROVEN} tokens,"
+            " or nothing to learn. Add shorter rows, or smaller or fewer pictures.",
+            "tokenize.packing",
+        )
     worst, allowed = farthest(model, [abs(a - b) / max(1.0, b) for a, b in zip(packed, alone, strict=True)], counts)
     if not worst <= allowed:
         raise TrainerError(

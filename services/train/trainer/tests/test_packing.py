@@ -79,6 +79,21 @@ def test_the_self_test_catches_sequences_that_see_each_other(model, rows, monkey
     assert model.config._attn_implementation == "sdpa" or model.config._attn_implementation == "by_sequence"
 
 
+def test_the_self_test_says_so_when_it_could_try_nothing(model, rows):
+    with pytest.raises(TrainerError, match="could not be tried") as caught:
+        packing.prove_packing(model, rows, 2, max_rows=0, max_tokens=10_000)
+    assert caught.value.code == "PACKING_SELF_TEST_FAILED"
+
+
+def test_few_tokens_may_round_more_than_many_and_nan_is_the_largest_difference(model):
+    model.get_input_embeddings().to(torch.float32)
+    assert packing.farthest(model, [1e-5, 2e-5], [4, 100]) == (2e-5, 1e-4)
+    model.get_input_embeddings().to(torch.bfloat16)
+    difference, allowed = packing.farthest(model, [0.1, 0.08], [4, 100])
+    assert (difference, allowed) == (0.08, pytest.approx(0.06)) and packing.farthest(model, [0.1], [4])[1] > 0.1
+    assert np.isnan(packing.farthest(model, [0.1, float("nan")], [4, 100])[0])
+
+
 def test_the_self_test_catches_positions_that_do_not_start_again(model, rows, monkeypatch):
     """RoPE uses only distances between positions, so shifted positions change nothing; stretched ones do."""
     original = packing.flatten
