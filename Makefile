@@ -154,7 +154,7 @@ packages/console/dist/.stamp: node_modules/.stamp $(shell find packages/console 
 	pnpm --filter @loraline/console run --silent build
 	@touch $@
 
-.venv/.stamp: services/train/trainer/requirements.lock
+.venv/.stamp: services/train/trainer/requirements.lock tools/python-env.sh
 	@sh tools/require.sh python
 	sh tools/python-env.sh $<
 	@touch $@

