@@ -44,7 +44,7 @@ class Leg:
 
 
 engine = frozenset({"engine"})  # vLLM, or the training of a real base: two at once need twice the memory
-# Legs in the order in which they are started if possible, long ones first: those with an engine wait for each other, and the others run beside them.
+# Legs in the order in which they are started if possible: those with an engine wait for each other, and others run beside them. The node comes last.
 LEGS = {
     "cluster-bin": Leg(cores=0, tests=False),  # has the lowest priority, so it takes what others leave idle
     "check": Leg(tests=False),
@@ -52,14 +52,14 @@ LEGS = {
     "test-e2e-quick": Leg(alone=engine),
     "test-e2e": Leg(alone=engine),
     "test-python": Leg(),  # its bases are tiny
-    # A node of its own, which mostly waits for its pods. Its rules for packets are the machine's, which containers of others need; and like the API
-    # server's leg it packs a release.
-    "test-cluster-e2e": Leg(needs=("cluster-bin",), apart=("test-integration", "test-images", "test-api-server")),
-    "test-faults": Leg(alone=engine),
     "test-integration": Leg(),  # two workers, which mostly wait
-    "test-unit": Leg(),
     "test-images": Leg(),
     "test-api-server": Leg(needs=("cluster-bin",)),
+    # A node of its own with two engines, so nothing heavy runs beside it. Its rules for packets are the machine's, which containers of others
+    # need; and like the API server's leg it packs a release.
+    "test-cluster-e2e": Leg(needs=("cluster-bin",), apart=("test-engine", "test-e2e", "test-integration", "test-images", "test-api-server")),
+    "test-unit": Leg(),
+    "test-faults": Leg(alone=engine),
 }
 QUICK = {"test-e2e-quick"}  # part of another leg
 
