@@ -65,15 +65,16 @@ def attend_by_sequence(
     if query.device.type == "cpu" and (query.requires_grad or float32_attention):  # on a CPU the backward pass is three times slower in bf16 than in fp32
         query, key, value = query.float(), key.float(), value.float()
     outputs = []
-    for start, end in pairwise(cu_seq_lens_q.tolist()):
-        part = slice(start, end)
-        mask = mask_of(end - start, window, query.device)
+    # Split, not sliced: the gradient of a slice is as large as the whole, with zeros for all others.
+    lengths = cu_seq_lens_q.diff().tolist()
+    for length, *part in zip(lengths, *(each.split(lengths, dim=2) for each in (query, key, value)), strict=True):
+        mask = mask_of(length, window, query.device)
         with torch.autocast(query.device.type, enabled=False):
             if is_plain:
-                output = attend_plainly(query[:, :, part], key[:, :, part], value[:, :, part], mask, scale, dropout, softcap, s_aux)
+                output = attend_plainly(*part, mask, scale, dropout, softcap, s_aux)
             else:
-                windowed = mask if window is not None and end - start > window else None
-                output, _ = sdpa_attention_forward(module, query[:, :, part], key[:, :, part], value[:, :, part], windowed, dropout=dropout, scaling=scale)
+                windowed = mask if window is not None and length > window else None
+                output, _ = sdpa_attention_forward(module, *part, windowed, dropout=dropout, scaling=scale)
         outputs.append(output)
     return torch.cat(outputs, dim=1).to(dtype), None
 
