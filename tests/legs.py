@@ -172,6 +172,10 @@ def start(leg: str) -> Running:
             ["make", "--no-print-directory", leg],
             cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+    if LEGS[leg].cores == 0:
+        # Linux shares cores among sessions first, and `nice` only says how a session's share is divided.
+        with suppress(OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text("19")
     return Running(process, time.monotonic())
 
 

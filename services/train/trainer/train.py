@@ -64,6 +64,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import openmp
 from spec import LORA_DEFAULTS, PREFERENCE_METHODS, TRAINING_DEFAULTS, TrainerError, read_spec
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
 # Set before torch and transformers are imported. `train` imports them late: the import takes seconds, and a wrong spec is refused first.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make a step five times slower on a busy machine
+openmp.prepare()
 # transformers and PEFT import it wherever they find it, which takes a second; quantised.py brings it back.
 sys.modules.setdefault("bitsandbytes", None)  # ty: ignore[no-matching-overload]  None is how Python says that there is no such module
 if "LOCAL_RANK" not in os.environ:
@@ -242,6 +243,8 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         from transformers import PrinterCallback, TrainingArguments
 
         on_gpu = spec["device"] != "cpu" and torch.cuda.is_available()
+        if not on_gpu:
+            openmp.watch()
         if spec["device"] == "cuda" and not on_gpu:
             raise TrainerError(
                 "DEVICE_MISSING",

@@ -17,7 +17,7 @@ import { createVllmClient } from "./client.ts";
 const root = join(import.meta.dirname, "../../../../..");
 const baseDir = join(root, ".loraline/bases/smollm2-135m-instruct");
 const base = baseRef.parse(JSON.parse(await readFile(join(baseDir, "base.json"), "utf8")));
-const startMs = 300_000;
+const startMs = 600_000; // adapters are trained meanwhile, the first time
 const until = { timeout: 60_000, interval: 50 };
 
 let vllm: Awaited<ReturnType<typeof startVllm>>;

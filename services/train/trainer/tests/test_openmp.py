@@ -1,0 +1,41 @@
+"""When OpenMP's threads may spin. That it changes no bit, test_train.py's digests say; that it is faster, tests/bench."""
+
+import threading
+import time
+
+import openmp
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "cores", "sleeps"),
+    [(0.1, 2, 2, False), (0.5, 2, 2, True), (1.0, 2, 4, False), (2.5, 2, 4, True), (0.0, 4, 2, True)],
+)
+def test_threads_sleep_where_others_want_the_cores(others, threads, cores, sleeps):
+    assert openmp.must_sleep(others, threads, cores) == sleeps
+
+
+@pytest.mark.skipif(not openmp.STAT.exists(), reason="only Linux tells it")
+def test_busy_time_counts_what_this_process_does():
+    before, own = openmp.busy_seconds(), time.process_time()
+    while time.process_time() - own < 0.3:
+        pass
+    assert openmp.busy_seconds() - before >= 0.25
+
+
+def test_the_sleeper_is_there_while_it_is_wanted():
+    def sleepers():
+        return [each for each in threading.enumerate() if each.name == "openmp-sleeper"]
+
+    sleeper = openmp.Sleeper()
+    first = sleepers()
+    assert len(first) == 1
+    sleeper.is_wanted(True)
+    assert sleepers() == first
+    sleeper.is_wanted(False)
+    first[0].join(timeout=60)
+    assert sleepers() == []
+    sleeper.is_wanted(True)
+    (second,) = sleepers()
+    sleeper.is_wanted(False)
+    second.join(timeout=60)
