@@ -22,7 +22,7 @@ class LoraLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, dropped, weight, bias, a, b, scaling):  # ty: ignore[invalid-method-override]
+    def forward(ctx, x, dropped, weight, bias, a, b, scaling):
         low = (x if dropped is None else dropped) @ a.T
         ctx.save_for_backward(x if dropped is None else dropped, weight, a, b, low)
         ctx.scaling, ctx.is_dropped = scaling, dropped is not None
@@ -30,7 +30,7 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):  # ty: ignore[invalid-method-override]
+    def backward(ctx, gradient):
         x, weight, a, b, low = ctx.saved_tensors
         of_low = (gradient @ b).mul_(ctx.scaling)
         of_x = gradient @ weight if ctx.needs_input_grad[0] else None
