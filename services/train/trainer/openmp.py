@@ -35,16 +35,16 @@ def watch() -> None:
 def decide_for_ever() -> None:
     import torch
 
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     if threads == 1:
         return
     sleeper = Sleeper()
-    before = busy_seconds(), time.process_time(), time.monotonic()
+    before = busy_seconds(cores), time.process_time(), time.monotonic()
     while True:
         time.sleep(LOOKS_EVERY_S)
-        now = busy_seconds(), time.process_time(), time.monotonic()
+        now = busy_seconds(cores), time.process_time(), time.monotonic()
         total, own, elapsed = (b - a for a, b in zip(before, now, strict=True))
-        sleeper.is_wanted(must_sleep(others=(total - own) / elapsed, threads=threads, cores=cores))
+        sleeper.is_wanted(must_sleep(others=(total - own) / elapsed, threads=threads, cores=len(cores)))
         before = now
 
 
@@ -53,10 +53,15 @@ def must_sleep(others: float, threads: int, cores: int) -> bool:
     return others + threads > cores + 0.25
 
 
-def busy_seconds() -> float:
-    """CPU time of all processes of this machine, and what its host took away, since it started."""
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, STAT.read_text().split(maxsplit=9)[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+def busy_seconds(cores: set[int]) -> float:
+    """CPU time of all processes on these cores, and what the machine's host took away, since the machine started."""
+    ticks = 0
+    for line in STAT.read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cores:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Sleeper:

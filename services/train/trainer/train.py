@@ -286,8 +286,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             with torch.no_grad():
                 for parameter in (each for each in model.parameters() if each.requires_grad):
                     parameter.copy_(parameter.to(begun_in))  # PEFT draws it in the type of the base
-        if not sharded:
-            lora_linear.use(model)
+        lora_linear.use(model)
         if (missed := language_model.missed_experts(model)) is not None:
             attempt.emit({"type": "warning", "code": "EXPERTS_NOT_ADAPTED", "message": missed})
         changed = None

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import canonicalise
+import compute
 import loop
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_a_run_learns_and_publishes_a_plain_adapter_of_twice_the_rank(run_of, ti
     config = json.loads((run.path / "adapter/adapter_config.json").read_text())
     assert (result["adapter"]["rank"], config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 8, 8, True)
     # What anybody gets who puts it on the base that is served.
-    served = PeftModel.from_pretrained(base_of(tiny_base, torch.bfloat16), str(run.path / "adapter"), autocast_adapter_dtype=False)
+    served = PeftModel.from_pretrained(base_of(tiny_base, getattr(torch, compute.native_type())), str(run.path / "adapter"), autocast_adapter_dtype=False)
     probe = result["probes"][0]
     logprobs = served(torch.tensor([probe["input_ids"]])).logits[0, -1].float().log_softmax(-1)
     assert logprobs[probe["first"]["tokens"]].tolist() == pytest.approx(probe["first"]["adapter"], abs=0.1)

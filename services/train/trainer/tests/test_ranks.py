@@ -236,8 +236,9 @@ def test_four_processes_begin_two_go_on_and_one_ends(directory, whole):
     assert [step for step, _ in run.result["loss_history"]] == list(range(1, 9))
     assert [loss for _, loss in run.result["loss_history"]] == pytest.approx([loss for _, loss in whole.result["loss_history"]], abs=1e-5)
     assert run.result["tokens_seen"] == whole.result["tokens_seen"]
+    # Other numbers of rows in each product are rounded otherwise: 1e-6 to 5e-6 on a processor with AVX2, less than 1e-6 on one with AVX-512.
     ours, theirs = weights_of_checkpoint(run, 6), weights_of_checkpoint(whole, 6)
-    assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 @pytest.mark.parametrize(

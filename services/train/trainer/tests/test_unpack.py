@@ -5,11 +5,13 @@ import os
 import runpy
 from pathlib import Path
 
+import compute
 import pytest
 import torch
 import unpack
 
 ROOT = Path(__file__).resolve().parents[4]
+NATIVE = getattr(torch, compute.native_type())  # what a run computes in here
 quantise = runpy.run_path(str(ROOT / "packages/testkit/quantise.py"))["main"]
 
 
@@ -20,12 +22,12 @@ def packed(request, tiny_base, tmp_path_factory) -> Path:
     return out
 
 
-def loaded(base: Path):
+def loaded(base: Path, dtype=NATIVE):
     import packing  # noqa: F401  registers the attention
 
     packed = unpack.packing_of(base)
     assert packed is not None
-    return unpack.load(base, packed, torch.bfloat16, attn_implementation="sdpa").eval()
+    return unpack.load(base, packed, dtype, attn_implementation="sdpa").eval()
 
 
 def first_logprobs(model, probe: dict) -> torch.Tensor:
@@ -43,7 +45,7 @@ def test_packed_weights_are_the_originals_to_half_a_step(packed, tiny_base):
     from transformers import AutoModelForCausalLM
 
     original = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
-    model = loaded(packed)
+    model = loaded(packed, torch.bfloat16)
     for (name, weight), (_, expected) in zip(model.named_parameters(), original.named_parameters(), strict=True):
         if not name.endswith("_proj.weight"):
             assert torch.equal(weight, expected), name
@@ -84,6 +86,6 @@ def test_probes_are_recorded_with_the_weights_of_each_twin(directory, packed, ti
     assert first["base"] == second["base"] == digest
     assert first == second
     assert_recorded(first["probes"], loaded(packed), PeftModel.from_pretrained(loaded(packed), run.path / "adapter").eval())
-    original, other = (AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16).eval() for _ in range(2))
+    original, other = (AutoModelForCausalLM.from_pretrained(tiny_base, dtype=NATIVE).eval() for _ in range(2))
     assert_recorded(run.result["probes"], original, PeftModel.from_pretrained(other, run.path / "adapter").eval())
     assert first["probes"][0]["first"] != run.result["probes"][0]["first"]
