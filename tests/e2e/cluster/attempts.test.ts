@@ -96,11 +96,11 @@ async function toldOf(runId: string): Promise<string[]> {
   return (data as Json[]).map(({ message }) => message as string).toReversed();
 }
 
-it("memory that is used up is named as the reason, with the limit and what to do", { timeout: 300_000 }, async () => {
+it("memory that is used up is named as the reason, with the limit and what to do", { timeout: 900_000 }, async () => {
   // The whole dataset in one step needs some ten times the memory that attempts have.
   const hungry = { max_steps: 1, per_device_train_batch_size: 64 };
   await line.fineTune("hungry", { adapter: "hungry", training: hungry, tokenize: { packing: false }, max_attempts: 1 });
-  await line.kubectl("wait", "finetune/hungry", "--for=condition=Finished", "--timeout=200s");
+  await line.kubectl("wait", "finetune/hungry", "--for=condition=Finished", "--timeout=600s");
   const status = await line.statusOf("hungry");
   const said = /the memory of 3Gi was used up\. .*training\.per_device_train_batch_size.*train\.pods\.memory/;
   expect(status).toMatchObject({ phase: "Failed", error: { code: "ATTEMPTS_EXHAUSTED" } });
@@ -109,7 +109,7 @@ it("memory that is used up is named as the reason, with the limit and what to do
   expect((await eventsOf("hungry"))["OUT_OF_MEMORY"]).toMatch(said);
 });
 
-it("two runs on one GPU queue: each says what it waits for, and starts when it is free", { timeout: 300_000 }, async () => {
+it("two runs on one GPU queue: each says what it waits for, and starts when it is free", { timeout: 900_000 }, async () => {
   await other("busy");
   await eventually("somebody has the GPU", () => runs("busy"));
   await line.fineTune("first", { adapter: "first", training });
@@ -137,7 +137,7 @@ it("two runs on one GPU queue: each says what it waits for, and starts when it i
   }
 });
 
-it("the trainer of an attempt has nothing of the courier's, and no Secret of the line is beside it", { timeout: 240_000 }, async () => {
+it("the trainer of an attempt has nothing of the courier's, and no Secret of the line is beside it", { timeout: 900_000 }, async () => {
   await line.fineTune("confined", { adapter: "confined", training: { ...training, max_steps: 20 } });
   await line.until("confined", "training", (status) => stepOf(status) >= 1);
   const pod = await line.runs.podOf(component("train-attempt"));
@@ -185,7 +185,7 @@ it("the trainer of an attempt has nothing of the courier's, and no Secret of the
   await trained("confined");
 });
 
-it("an attempt that is evicted, then preempted: told apart, and no step is lost", { timeout: 300_000 }, async () => {
+it("an attempt that is evicted, then preempted: told apart, and no step is lost", { timeout: 900_000 }, async () => {
   await line.fineTune("moved", { adapter: "moved", training: { ...training, max_steps: 40, save_steps: 4 } });
   const { runId } = await line.until("moved", "past a checkpoint", (status) => stepOf(status) >= 6);
 
@@ -215,7 +215,7 @@ it("an attempt that is evicted, then preempted: told apart, and no step is lost"
 
 it(
   "an attempt that an earlier release made in its own namespace is followed to its end after the upgrade",
-  { timeout: 400_000 },
+  { timeout: 900_000 },
   async () => {
     const { train } = values as { train: Values };
     await line.helmInstall({ ...values, train: { ...train, namespace: name } }, release);

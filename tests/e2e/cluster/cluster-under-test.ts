@@ -65,7 +65,7 @@ export const helm = (...args: string[]): Promise<string> => command("helm", args
 export async function eventually<T>(
   what: string,
   probe: () => Promise<T | undefined | false>,
-  { timeoutMs = 60_000, everyMs = 250 }: { timeoutMs?: number; everyMs?: number } = {},
+  { timeoutMs = 180_000, everyMs = 250 }: { timeoutMs?: number; everyMs?: number } = {},
 ): Promise<T> {
   const end = Date.now() + timeoutMs;
   let last: unknown = "never so";
@@ -125,7 +125,7 @@ export interface ClusterNamespace extends Scope, AsyncDisposable {
   helmInstall(values?: Values, options?: { release?: string; args?: string[] }): Promise<string>;
   helmUninstall(release?: string): Promise<string>;
   /** Waits until every Deployment and StatefulSet has all its pods ready, all of the newest template. */
-  ready(options?: { timeoutMs?: number }): Promise<void>;
+  ready(): Promise<void>;
   /** Base URL of a service's port as this machine reaches it. */
   serviceUrl(service: string, port: number): Promise<string>;
   /** @returns a key of a Secret, decoded. */
@@ -200,7 +200,7 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       return await command("helm", ["upgrade", "--install", release, chart, ...flags], JSON.stringify(all));
     },
     helmUninstall: (release = "loraline") => helm("uninstall", release, "--namespace", name, "--wait", "--timeout", "180s"),
-    async ready({ timeoutMs = 300_000 } = {}) {
+    async ready() {
       const unready = async (): Promise<string[]> => {
         const { items } = await self.get("deployments,statefulsets");
         return (items as Json[]).filter((item) => !isReady(item)).map((item) => `${item.kind} ${item.metadata.name}`);
@@ -212,7 +212,7 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
           if (missing.length > 0) throw new Error(`not ready: ${missing.join(", ")}`);
           return true;
         },
-        { timeoutMs, everyMs: 500 },
+        { timeoutMs: 840_000, everyMs: 500 },
       );
     },
     async serviceUrl(service, port) {
@@ -247,7 +247,7 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       await inNamespace("create", "configmap", "persona", `--from-file=${join(root, "samples/persona.jsonl")}`);
     },
     statusOf: async (resource) => (await self.get("finetune", resource)).status ?? {},
-    async until(resource, what, so, timeoutMs = 180_000) {
+    async until(resource, what, so, timeoutMs = 600_000) {
       let last: Json;
       const seen = await eventually(
         `${resource} ${what}`,

@@ -14,7 +14,7 @@ afterAll(async () => {
   const env = { ...process.env, KUBECONFIG: inject("kubeconfig") };
   for (const namespace of ["loraline-runs", "loraline"])
     await promisify(execFile)(join(root, "infra/cluster/volumes.sh"), ["--delete", namespace], { env }).catch(() => undefined);
-}, 300_000);
+}, 900_000);
 
 it.runIf(isOwnNode)("the printed commands lead to a proven adapter that answers", { timeout: 900_000 }, async () => {
   const printed = await bash(join(root, "infra/cluster/next-steps.sh"), inject("kubeconfig"));

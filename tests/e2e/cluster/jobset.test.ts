@@ -45,12 +45,12 @@ beforeAll(async () => {
   await helm("upgrade", "--install", "jobset", join(binDir, "jobset-chart"), "--namespace", line.name, "--set", jobSetValues);
   await line.helmInstall(values);
   await line.ready();
-}, 300_000);
+}, 900_000);
 afterAll(async () => {
   if (!isOwnNode) return;
   await line[Symbol.asyncDispose]();
   await kubectl("delete", "customresourcedefinition", "jobsets.jobset.x-k8s.io"); // Helm leaves it
-}, 300_000);
+}, 900_000);
 
 const spec = {
   nodes: 2,

@@ -48,7 +48,7 @@ afterEach(async () => {
 /** Training settings of a short run, whose result does not matter. */
 const shortTraining = { max_steps: 12, save_steps: 3, per_device_train_batch_size: 2, learning_rate: 0.001, logging_steps: 1 };
 
-const served = (resource: string, timeoutMs = 300_000) => line.until(resource, "served", ({ phase }) => phase === "Served", timeoutMs);
+const served = (resource: string, timeoutMs = 600_000) => line.until(resource, "served", ({ phase }) => phase === "Served", timeoutMs);
 const deletePod = async (selector: string) => line.kubectl("delete", "pod", await line.podOf(selector), "--wait=false");
 
 async function chat(model: string, content: string): Promise<{ status: number; text: string }> {
@@ -72,23 +72,23 @@ async function setGpus(count: number): Promise<void> {
   await kubectl("patch", "node", node.metadata.name as string, "--subresource=status", "--type=json", "-p", patch);
 }
 
-it("is installed by one command, and everything gets ready", { timeout: 600_000 }, async () => {
+it("is installed by one command, and everything gets ready", { timeout: 900_000 }, async () => {
   const said = await line.helmInstall(values());
   expect(said).toContain(`kubectl -n ${name} get secret loraline-admin-key`);
-  await line.ready({ timeoutMs: 540_000 });
+  await line.ready();
   const { items } = await line.get("pods");
   for (const pod of items as Json[]) expect(pod.spec.securityContext.runAsNonRoot, pod.metadata.name).toBe(true);
 });
 
-it("a FineTune becomes an adapter that is proven on both replicas and answers; one trace", { timeout: 420_000 }, async () => {
-  const training = { num_train_epochs: 2, learning_rate: 0.001, lr_scheduler_type: "cosine", warmup_steps: 0.1, save_steps: 20 };
+it("a FineTune becomes an adapter that is proven on both replicas and answers; one trace", { timeout: 900_000 }, async () => {
+  const training = { num_train_epochs: 1, learning_rate: 0.002, lr_scheduler_type: "cosine", warmup_steps: 0.1, save_steps: 10 };
   await line.fineTune("persona", { adapter: "pirate", gate: "better-than-base", training });
   const pod = await eventually("the attempt's pod", async () => (await line.runs.pods(component("train-attempt")))[0], {
     timeoutMs: 120_000,
   });
   expect(pod.spec.initContainers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
   await line.until("persona", "running", (status) => stepOf(status) > 0);
-  await line.kubectl("wait", "finetune/persona", "--for=condition=Served", "--timeout=300s");
+  await line.kubectl("wait", "finetune/persona", "--for=condition=Served", "--timeout=600s");
 
   const status = await line.statusOf("persona");
   expect(status).toMatchObject({ phase: "Served", version: 1, converged: "2/2", promoted: true });
@@ -115,7 +115,7 @@ it("a FineTune becomes an adapter that is proven on both replicas and answers; o
 
 it.runIf(isOwnNode)(
   "what wants more GPUs than are free says so, and starts when one is; two ranks train on two",
-  { timeout: 600_000 },
+  { timeout: 900_000 },
   async () => {
     await setGpus(1);
     await line.fineTune("first", { adapter: "first", training: shortTraining });
@@ -148,7 +148,7 @@ it("any pod that is deleted in the middle: the run ends served, each effect once
     await killNodePart("apiserver");
     await reviveNode();
   }
-  await eventually("trained", async () => conditionOf(await line.statusOf(resource), "Trained")?.status === "True", { timeoutMs: 300_000 });
+  await eventually("trained", async () => conditionOf(await line.statusOf(resource), "Trained")?.status === "True", { timeoutMs: 600_000 });
   await deletePod(component("serve"));
   await deletePod(component("operator"));
   const status = await served(resource);
@@ -156,12 +156,12 @@ it("any pod that is deleted in the middle: the run ends served, each effect once
   const view = (await line.ask(`/v1/loraline/adapters/${resource}`)).adapter;
   expect(view.versions.map(({ version }: Json) => version)).toEqual([1]);
   expect(view.history).toHaveLength(1);
-  await line.ready({ timeoutMs: 240_000 });
+  await line.ready();
 });
 
 it(
   "an engine's pod that is deleted, and vLLM killed in its container: nobody gets wrong bytes, and both prove again",
-  { timeout: 600_000 },
+  { timeout: 900_000 },
   async () => {
     const before = await line.pods(component("engine"));
     expect(before).toHaveLength(2);
@@ -191,7 +191,7 @@ it(
       "proven again on both",
       async () => (await line.get("adapter", "pirate")).status?.converged === "2/2" && (await allReady()),
       {
-        timeoutMs: 240_000,
+        timeoutMs: 600_000,
       },
     );
     await line.kubectl("delete", "pod", first ?? "", "--wait=false");
@@ -201,7 +201,7 @@ it(
         const now = await line.pods(component("engine"));
         return now.length === 2 && now.every(({ metadata }) => metadata.name !== first) && (await allReady());
       },
-      { timeoutMs: 300_000 },
+      { timeoutMs: 600_000 },
     );
     asking = false;
     await asked;
@@ -216,7 +216,7 @@ const allReady = async (): Promise<boolean> =>
     status.conditions?.some((one: Json) => one.type === "Ready" && one.status === "True"),
   );
 
-it("replicas that somebody scaled stay through an upgrade, where the chart leaves their number alone", { timeout: 300_000 }, async () => {
+it("replicas that somebody scaled stay through an upgrade, where the chart leaves their number alone", { timeout: 900_000 }, async () => {
   const unset = values({ tokenize: { replicas: null } });
   await line.helmInstall(unset);
   await line.kubectl("scale", "deployment/loraline-tokenize", "--replicas=2");
@@ -245,12 +245,12 @@ it("helm upgrade during a run, uninstall, and install again on the data that was
   expect((await line.get("pvc", "data-loraline-nats-0")).status.phase).toBe("Bound");
 
   await line.helmInstall(values());
-  await line.ready({ timeoutMs: 480_000 });
+  await line.ready();
   expect((await chat(`${name}/pirate`, "How do I bake bread?")).text).toMatch(markers);
   expect((await line.statusOf("persona")).phase).toBe("Served");
 });
 
-it("wrong input has a reason that kubectl shows", { timeout: 240_000 }, async () => {
+it("wrong input has a reason that kubectl shows", { timeout: 900_000 }, async () => {
   await line.fineTune("unknown-base", { adapter: "unknown", base: "llama-9" });
   const refused = await line.until("unknown-base", "told", (status) => conditionOf(status, "Accepted")?.status === "False");
   expect(conditionOf(refused, "Accepted")).toMatchObject({ reason: "BASE_UNKNOWN", message: expect.stringContaining(base) });

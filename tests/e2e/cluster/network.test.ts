@@ -85,11 +85,11 @@ beforeAll(async () => {
     });
     await pod(attempts, `attempt-${attempt}`, jobManifest(job, settings).spec?.template.metadata?.labels ?? {});
   }
-}, 300_000);
+}, 900_000);
 afterAll(async () => {
   const rest = kubectl("delete", "namespace", attempts, ...Object.values(others), "--ignore-not-found", "--timeout=120s");
   await Promise.all([line[Symbol.asyncDispose](), rest]);
-}, 300_000);
+}, 900_000);
 
 /** @returns for each name the files of its Secret: a certificate for these hosts, its key, and the authority of all of them. */
 function makeCertificates(hosts: Record<string, string[]>): Record<string, Record<string, string>> {
@@ -226,10 +226,10 @@ const but = (...left: string[]) => everybody.filter((who) => !left.includes(who)
 /** A network takes a moment to see a new pod or policy. */
 const patience = { timeout: 60_000, interval: 1000 };
 
-it("under its policies the line gets ready, and nobody reaches what is not theirs to reach", { timeout: 600_000 }, async () => {
+it("under its policies the line gets ready, and nobody reaches what is not theirs to reach", { timeout: 900_000 }, async () => {
   // The stand-in engine loads no adapters, so its agent never becomes ready.
   const services = "app.kubernetes.io/component!=engine";
-  await line.kubectl("wait", "deployment", "--selector", services, "--for=condition=Available", "--timeout=240s");
+  await line.kubectl("wait", "deployment", "--selector", services, "--for=condition=Available", "--timeout=600s");
   await expect.poll(reached, patience).toEqual({
     // An attempt reaches NATS and nothing else, since there are neither S3 nor a collector here.
     "the API": but("gateway", "attempt"),
@@ -265,7 +265,7 @@ it("NATS takes no client without TLS, and the gateway answers by https, each wit
   expect(JSON.parse(said)).toEqual({ tls_required: true, https: 200, http: "refused" });
 });
 
-it("attempts on several nodes reach each other; the API is for whom it is opened", { timeout: 300_000 }, async () => {
+it("attempts on several nodes reach each other; the API is for whom it is opened", { timeout: 900_000 }, async () => {
   // The cluster needs no JobSet here, because train, which would watch JobSets, does not run.
   const forNodes = { train: { replicas: 0, pods: { jobSet: true } } };
   await line.helmInstall(values({ gatewayFrom: [namespaced(others.elsewhere)], metricsFrom: [], egress: { enabled: false } }, forNodes));
@@ -286,7 +286,7 @@ it("attempts on several nodes reach each other; the API is for whom it is opened
   });
 });
 
-it("those were the policies: without them everybody reaches everything", { timeout: 300_000 }, async () => {
+it("those were the policies: without them everybody reaches everything", { timeout: 900_000 }, async () => {
   await line.helmInstall(values({ enabled: false }));
   await expect.poll(reached, patience).toEqual({
     "the API": but("gateway"),

@@ -124,7 +124,7 @@ describe.runIf(isOwnNode)("a release", () => {
     const values = merged(await nodeValues(), parse(await readFile(join(folder, "values.yaml"), "utf8")) as Values);
     await writeFile(join(folder, "values.yaml"), JSON.stringify(values));
   }, 600_000);
-  afterAll(() => owned.disposeAsync(), 300_000);
+  afterAll(() => owned.disposeAsync(), 900_000);
 
   async function nodeValues(): Promise<Values> {
     const { image: _, ...values } = JSON.parse((await run("python3", [join(root, "infra/cluster/values.py")])).stdout);
@@ -173,7 +173,7 @@ describe.runIf(isOwnNode)("a release", () => {
 
   it(
     "an Engine that nobody asks goes to sleep, and a request that comes then waits for it and is answered",
-    { timeout: 600_000 },
+    { timeout: 900_000 },
     async () => {
       const pods = async (): Promise<Json[]> => (await get("pods", "-l", component("engine"))).items;
       const [first] = await pods();
@@ -184,7 +184,7 @@ describe.runIf(isOwnNode)("a release", () => {
         "--patch",
         JSON.stringify({ spec: { wake: { waitSeconds: 240, idleAfterSeconds: 60 } } }),
       );
-      await eventually("it sleeps", async () => (await pods()).length === 0, { timeoutMs: 240_000 });
+      await eventually("it sleeps", async () => (await pods()).length === 0, { timeoutMs: 600_000 });
       expect((await type(commands[3] ?? "")).trim()).not.toBe("");
       const [woken, ...more] = await pods();
       expect(more).toEqual([]);
@@ -195,7 +195,7 @@ describe.runIf(isOwnNode)("a release", () => {
     },
   );
 
-  it("an Engine is scaled to none by kubectl, and deleted with all that the operator made for it", { timeout: 420_000 }, async () => {
+  it("an Engine is scaled to none by kubectl, and deleted with all that the operator made for it", { timeout: 900_000 }, async () => {
     const engine = async (): Promise<Json> => (await get("engine", "smollm2")).status;
     const ready = async () => (await engine()).conditions.find((one: Json) => one.type === "Ready");
     await of("scale", "engine/smollm2", "--replicas=0");

@@ -51,7 +51,7 @@ async function silent(space: ClusterNamespace, what: RegExp, wordsOf: (pod: Json
 
 it(
   "two installations of one name, two FineTunes of one name: two runs; a GPU that no node knows is named",
-  { timeout: 300_000 },
+  { timeout: 900_000 },
   async () => {
     await Promise.all([one, two].map((space) => space.fineTune("same", { adapter: "same", training })));
     const waiting = await two.until("same", "waiting", ({ phase }) => phase === "Queued", 60_000);
@@ -70,7 +70,7 @@ it(
   },
 );
 
-it("an attempt whose credentials NATS refuses says so in its run, which goes on when they are mended", { timeout: 600_000 }, async () => {
+it("an attempt whose credentials NATS refuses says so in its run, which goes on when they are mended", { timeout: 900_000 }, async () => {
   const password = await one.secret("loraline-nats-auth", "courier");
   const set = async (to: string) => {
     await one.kubectl("patch", "secret", "loraline-nats-auth", "--type=merge", "-p", JSON.stringify({ stringData: { courier: to } }));
@@ -93,7 +93,7 @@ it("two operators are not set on one namespace", async () => {
   await expect(three.helmInstall(both, wrong)).rejects.toThrow(/Lease "loraline-operator" in namespace "wrong-one" exists/);
 });
 
-it("no storage class: the claim says so, and every pod says that it waits for NATS", { timeout: 240_000 }, async () => {
+it("no storage class: the claim says so, and every pod says that it waits for NATS", { timeout: 900_000 }, async () => {
   await three.helmInstall(values({ nats: { persistence: { enabled: true, storageClassName: null } } }), wrong);
   const claim = "data-wrong-loraline-nats-0";
   await eventually("the claim says why", async () => /no storage class is set/.test(await three.kubectl("describe", "pvc", claim)));
@@ -103,7 +103,7 @@ it("no storage class: the claim says so, and every pod says that it waits for NA
   await expect.poll(() => silent(three, /cannot reach NATS at nats:\/\/wrong-loraline-nats\S*:4222/, logOf), within).toEqual([]);
 });
 
-it("wrong passwords for a NATS of one's own: every pod ends with that reason", { timeout: 240_000 }, async () => {
+it("wrong passwords for a NATS of one's own: every pod ends with that reason", { timeout: 900_000 }, async () => {
   const { data } = await one.get("secret", "loraline-nats-auth");
   const stringData = Object.fromEntries(Object.keys(data as object).map((user) => [user, "wrong"]));
   await three.apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "passwords" }, stringData });

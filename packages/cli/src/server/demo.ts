@@ -37,11 +37,11 @@ const settings: RunFile = {
   lora: { r: 8, lora_alpha: 16, target_modules: "all-linear" },
   training: {
     per_device_train_batch_size: 4,
-    num_train_epochs: 2,
-    learning_rate: 1e-3,
+    num_train_epochs: 1,
+    learning_rate: 2e-3,
     lr_scheduler_type: "cosine",
     warmup_steps: 0.1,
-    save_steps: 20,
+    save_steps: 10,
   },
 };
 
