@@ -17,13 +17,28 @@ from pathlib import Path
 SPINS = 50_000  # some 0.2 ms, longer than the gap between two regions
 LOOKS_EVERY_S = 0.5
 STAT = Path("/proc/stat")
+LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def prepare() -> None:
     """Before torch is imported. Without /proc/stat nobody knows what others want, so threads sleep."""
+    if (limit := threads_within(LIMIT)) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(limit))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # no spinning at all while there are too many threads
     if STAT.exists():
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+def threads_within(limit: Path) -> int | None:
+    """
+    How many threads a container's CPU limit has room for; None: there is no limit. torch takes a thread for each core of the node, and the kernel
+    stops them all once they have used up what the container may use in a tenth of a second.
+    """
+    try:
+        quota, period = limit.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # "max" is no number
+        return None
 
 
 def watch() -> None:

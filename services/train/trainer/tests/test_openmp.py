@@ -17,6 +17,14 @@ def test_threads_sleep_where_others_want_the_cores(others, threads, cores, sleep
     assert openmp.must_sleep(others, threads, cores) == sleeps
 
 
+@pytest.mark.parametrize(("limit", "threads"), [("max 100000", None), ("250000 100000", 2), ("50000 100000", 1), (None, None)])
+def test_there_are_no_more_threads_than_the_container_may_use(tmp_path, limit, threads):
+    file = tmp_path / "cpu.max"
+    if limit is not None:
+        file.write_text(limit + "\n")
+    assert openmp.threads_within(file) == threads
+
+
 @pytest.mark.skipif(not openmp.STAT.exists(), reason="only Linux tells it")
 def test_busy_time_counts_what_this_process_does():
     cores = os.sched_getaffinity(0)
