@@ -15,7 +15,7 @@ import { type GatewayUnderTest, startGateway } from "../services/gateway/src/gat
 import { type ServeUnderTest, serveUnderTest } from "../services/serve/src/serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
-const until = { timeout: 15_000, interval: 20 };
+const until = { timeout: 60_000, interval: 20 };
 /** Time within which every gateway follows a move of the alias. */
 const followWithinMs = 1000;
 

@@ -37,7 +37,7 @@ describe("publish", () => {
     expect(await stored(events.datasetDeleted)).toBe("7776000s");
     await bus.publish({ ...events.datasetDeleted, lastsMs: 1000 }, at, { by: "me" }, { key: "soon" });
     await bus.publish(events.datasetReceived, at, { blob, filename: "stays" });
-    await expect.poll(() => stored(events.datasetDeleted), { timeout: 5000 }).toBe("7776000s");
+    await expect.poll(() => stored(events.datasetDeleted), { timeout: 60_000 }).toBe("7776000s");
     expect(await stored(events.datasetReceived)).toBe("");
   });
 
@@ -156,7 +156,7 @@ describe("consume", () => {
     });
     await bus.publish(events.datasetReceived, slow, { blob, filename: "slow" });
     await bus.publish(events.datasetReceived, quick, { blob, filename: "quick" });
-    await expect.poll(() => order, { timeout: 10_000 }).toEqual(["slow 1", "quick 1", "slow 2", "slow 3"]);
+    await expect.poll(() => order, { timeout: 60_000 }).toEqual(["slow 1", "quick 1", "slow 2", "slow 3"]);
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
   });
 
@@ -177,7 +177,7 @@ describe("consume", () => {
       },
     });
     await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
-    await expect.poll(() => seen.length, { timeout: 15_000 }).toBe(maxDeliver * 2 + 4);
+    await expect.poll(() => seen.length, { timeout: 60_000 }).toBe(maxDeliver * 2 + 4);
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
   });
 
@@ -202,7 +202,7 @@ describe("consume", () => {
     });
     await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
     await expect
-      .poll(() => bus.last(events.datasetWaiting, at), { timeout: 5000 })
+      .poll(() => bus.last(events.datasetWaiting, at), { timeout: 60_000 })
       .toMatchObject({ data: { reason: { code: "STORE_UNAVAILABLE", message: "the object store does not answer (gone)" } } });
     await expect.poll(() => tries.length, { timeout: 40_000 }).toBe(away + maxDeliver);
     expect(tries.slice(away)).toEqual(Array.from({ length: maxDeliver }, (_, index) => index + 1));
@@ -269,13 +269,13 @@ describe("consume", () => {
         onWait: async (_received, reason) => void reasons.push(reason?.code),
       });
       const { seq } = await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
-      await expect.poll(() => reasons[0], { timeout: 10_000 }).toBe(code);
+      await expect.poll(() => reasons[0], { timeout: 60_000 }).toBe(code);
       await sleep(2000);
       await room(-1);
       // It is counted now, and waits on.
-      await expect.poll(async () => (await waited.get(`${durable}.${seq}`))?.value.away, { timeout: 10_000 }).toBeGreaterThan(0);
+      await expect.poll(async () => (await waited.get(`${durable}.${seq}`))?.value.away, { timeout: 60_000 }).toBeGreaterThan(0);
       full = false;
-      await expect.poll(() => reasons.at(-1), { timeout: 10_000 }).toBeUndefined();
+      await expect.poll(() => reasons.at(-1), { timeout: 60_000 }).toBeUndefined();
       expect(await bus.deadLetters.list(tenant)).toEqual([]);
     },
   );
@@ -300,7 +300,7 @@ describe("consume", () => {
       consumer: consumers.ingestDatasetReceived,
       handlers: { "dataset.received.v1": async (received) => void (handled += received.at.id === at.id ? 1 : 0) },
     });
-    await expect.poll(() => bus.deadLetters.list(tenant), { timeout: 10_000 }).toMatchObject([{ code: "MAX_DELIVERIES" }]);
+    await expect.poll(() => bus.deadLetters.list(tenant), { timeout: 60_000 }).toMatchObject([{ code: "MAX_DELIVERIES" }]);
     expect(handled).toBe(0);
   });
 
@@ -404,13 +404,13 @@ describe("consume", () => {
     const at = newDataset(tenant);
     const many = headers();
     for (let n = 0; n < 12; n++) many.append("more", "x".repeat(5000));
-    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, new Uint8Array(400 * 1024), { headers: many, timeout: 5000 });
+    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, new Uint8Array(400 * 1024), { headers: many, timeout: 60_000 });
     await using _consumer = await bus.consume({
       consumer: consumers.ingestDatasetReceived,
       handlers: { "dataset.received.v1": async () => {} },
     });
     await expect
-      .poll(async () => (await bus.deadLetters.list(tenant)).map(({ code }) => code), { timeout: 10_000 })
+      .poll(async () => (await bus.deadLetters.list(tenant)).map(({ code }) => code), { timeout: 60_000 })
       .toEqual(["CONTRACT_VIOLATION"]);
   });
 
@@ -421,7 +421,7 @@ describe("consume", () => {
     const bus = await busOver(nc);
     const next = newDataset(tenant);
     const given = Object.assign(headers(), { encode: () => Buffer.from(`NATS/1.0\r\n${lines}\r\n`) });
-    await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, "{}", { headers: given, timeout: 5000 });
+    await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, "{}", { headers: given, timeout: 60_000 });
     await bus.publish(events.datasetReceived, next, { blob, filename: "next" });
     const seen: string[] = [];
     await using _consumer = await bus.consume({
@@ -429,7 +429,7 @@ describe("consume", () => {
       consumer: consumers.projectorDatasets,
       handlers: async ({ at }) => void seen.push(at.id),
     });
-    await expect.poll(() => seen, { timeout: 10_000 }).toContain(next.id);
+    await expect.poll(() => seen, { timeout: 60_000 }).toContain(next.id);
     expect((await bus.deadLetters.list(tenant)).map(({ code, deliveries }) => [code, deliveries])).toEqual([["CONTRACT_VIOLATION", 1]]);
   });
 
@@ -438,7 +438,7 @@ describe("consume", () => {
     const at = newDataset(tenant);
     const given = Object.assign(headers(), { encode: () => Buffer.from("NATS/1.0\r\ntwo words: x\r\n\r\n") });
     const body = JSON.stringify({ blob, filename: "a.jsonl" });
-    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, body, { headers: given, timeout: 5000 });
+    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, body, { headers: given, timeout: 60_000 });
     expect(await bus.history([events.datasetReceived], at)).toHaveLength(1);
     expect(await bus.last(events.datasetReceived, at)).toMatchObject({ data: { filename: "a.jsonl" } });
     expect(await bus.newest([events.datasetReceived], at, { limit: 5 })).toMatchObject([{ data: { filename: "a.jsonl" } }]);
@@ -454,10 +454,10 @@ describe("consume", () => {
     const bytes = 32_000;
     const each = 150;
     for (const owner of [...Array<string>(each).fill(tenant), ...Array<string>(each).fill(other)])
-      await nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, new Uint8Array(bytes), { timeout: 5000 });
-    await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, '"small"', { timeout: 5000 });
+      await nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, new Uint8Array(bytes), { timeout: 60_000 });
+    await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, '"small"', { timeout: 60_000 });
     const sizes = async (of: string) => (await bus.deadLetters.list(of)).map(({ omittedBytes }) => omittedBytes);
-    await expect.poll(async () => (await sizes(tenant)).length + (await sizes(other)).length, { timeout: 10_000 }).toBe(2 * each + 1);
+    await expect.poll(async () => (await sizes(tenant)).length + (await sizes(other)).length, { timeout: 60_000 }).toBe(2 * each + 1);
     const fits = Math.floor((4 * 1024 ** 2) / bytes);
     const before = nc.stats().inBytes;
     expect(await sizes(tenant)).toEqual([...Array<undefined>(fits + 1).fill(undefined), ...Array<number>(each - fits).fill(bytes)]);
@@ -508,12 +508,12 @@ describe("consume", () => {
         consumer: consumers.ingestDatasetReceived,
         handlers: { "dataset.received.v1": async () => {} },
       });
-      const say = (owner: string, body: string) => nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, body, { timeout: 5000 });
+      const say = (owner: string, body: string) => nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, body, { timeout: 60_000 });
       await say(other, "theirs");
       const bodies = Array.from({ length: 650 }, (_, n) => `number ${n}`);
       for (const body of bodies) await say(tenant, body);
       const kept = async () => (await bus.deadLetters.list(tenant)).map(({ data }) => data);
-      await expect.poll(async () => (await kept())[0], { timeout: 20_000 }).toBe(bodies.at(-1));
+      await expect.poll(async () => (await kept())[0], { timeout: 60_000 }).toBe(bodies.at(-1));
       await expect.poll(async () => (await kept()).length).toBeLessThanOrEqual(550);
       expect(await kept()).toEqual(expect.arrayContaining(bodies.slice(-500)));
       expect(await bus.deadLetters.list(other)).toMatchObject([{ data: "theirs" }]);
@@ -537,7 +537,7 @@ describe("consume", () => {
     await expect.poll(() => bus.deadLetters.list(tenant)).toHaveLength(1);
     const given = headers();
     given.set("Nats-Msg-Id", `redrive.dlq.DATASETS.ingest-dataset-received.${seq}`);
-    await nc.request(`loraline.${tenant}-other.dataset.${ulid()}.received.v1`, "{}", { headers: given, timeout: 5000 });
+    await nc.request(`loraline.${tenant}-other.dataset.${ulid()}.received.v1`, "{}", { headers: given, timeout: 60_000 });
     const [letter] = await bus.deadLetters.list(tenant);
     await bus.deadLetters.redrive(letter!.seq);
     await expect.poll(() => handled).toBe(2);
@@ -710,13 +710,13 @@ describe("when nats-server is killed", () => {
             () => true,
             () => false,
           ),
-        { timeout: 20_000 },
+        { timeout: 60_000 },
       )
       .toBe(true);
-    await expect.poll(() => handled, { timeout: 20_000 }).toEqual(["before", "after"]);
+    await expect.poll(() => handled, { timeout: 60_000 }).toEqual(["before", "after"]);
     await kv.put("e", engine(2));
     // It goes on where it was: a hundred thousand entries that everybody has already would be parsed again by everybody at once.
-    await expect.poll(() => watched, { timeout: 5000 }).toEqual([7, 1, 2]);
+    await expect.poll(() => watched, { timeout: 60_000 }).toEqual([7, 1, 2]);
     stop.abort();
     await consuming[Symbol.asyncDispose]();
     await nc.close();

@@ -32,7 +32,7 @@ describe.for(Object.values<ConsumerDef>(consumers))("$durable", (consumer) => {
         .split(".")
         .with(3, id)
         .join(".");
-      const ack = await nc.request(subject, data, { timeout: 5000, ...options });
+      const ack = await nc.request(subject, data, { timeout: 60_000, ...options });
       return ack.json<{ seq: number }>().seq;
     };
     const failing = idFor(event);
@@ -58,14 +58,14 @@ describe.for(Object.values<ConsumerDef>(consumers))("$durable", (consumer) => {
     });
     const letterOf = (seq: number) => bus.deadLetters.of(consumer, tenant, seq);
     await expect
-      .poll(() => letterOf(fails), { timeout: 20_000 })
+      .poll(() => letterOf(fails), { timeout: 60_000 })
       .toMatchObject({
         code: "MAX_DELIVERIES",
         message: "a fault of ours",
         deliveries: consumer.maxDeliver,
         subject: subjectFor(event, { tenant, id: failing }),
       });
-    for (const [code, seq] of never) await expect.poll(() => letterOf(seq), { timeout: 5000 }).toMatchObject({ code });
+    for (const [code, seq] of never) await expect.poll(() => letterOf(seq), { timeout: 60_000 }).toMatchObject({ code });
     await expect.poll(() => tried).toContain(afterIt);
     expect(tried.filter((seq) => seq === fails)).toHaveLength(consumer.maxDeliver);
     for (const good of goods) {

@@ -51,7 +51,7 @@ it("what is taken again, because a gateway died before it could say so, is said 
   await gateway().publish(runCancelRequested, { tenant, id: subject.split(".")[3] ?? "" }, {}, { key: `door-${dying?.seq}` });
   dying?.nak();
   await using _door = gateway().takeCommands({ tenant, admit: async () => {} });
-  await expect.poll(waiting, { timeout: 5000 }).toBe(0);
+  await expect.poll(waiting, { timeout: 60_000 }).toBe(0);
   expect(await storedOf(subject)).toBe(2);
 });
 
@@ -69,7 +69,7 @@ it("while streams are full a command waits at the door, with those behind it, an
   await new Promise((resolve) => setTimeout(resolve, 500));
   expect([await waiting(), await storedOf(first), await storedOf(second)]).toEqual([2, 0, 0]);
   await ensureStreams(nc, { tenants: [tenant], limits: { RUNS: 8 * mib } });
-  await expect.poll(waiting, { timeout: 5000 }).toBe(0);
+  await expect.poll(waiting, { timeout: 60_000 }).toBe(0);
   expect([await storedOf(first), await storedOf(second)]).toEqual([1, 1]);
   await ensureStreams(nc, { tenants: [tenant] });
 });

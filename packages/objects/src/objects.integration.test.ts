@@ -440,7 +440,7 @@ describe("a store that is away", () => {
     await expect(getBytes(objects, tenant, ref)).rejects.toMatchObject(away);
     await expect(objects.head(tenant, ref)).rejects.toMatchObject(away);
     await server.start();
-    await expect.poll(() => getBytes(objects, tenant, ref).then(text, () => undefined), { timeout: 20_000 }).toBe("kept");
+    await expect.poll(() => getBytes(objects, tenant, ref).then(text, () => undefined), { timeout: 60_000 }).toBe("kept");
     await (await jetstreamManager(nc)).streams.delete("OBJ_objects");
     await expect(objects.put(tenant, "raw", "new")).rejects.toMatchObject({ code: expect.stringMatching(/^STORE_(REFUSED|UNAVAILABLE)$/) });
     await nc.close();
@@ -457,7 +457,7 @@ describe("a store that is away", () => {
     await sleep(300);
     expect(objects.problem()).toBeDefined();
     await proxy.restore();
-    await expect.poll(() => objects.problem(), { timeout: 10_000 }).toBeUndefined();
+    await expect.poll(() => objects.problem(), { timeout: 60_000 }).toBeUndefined();
   });
 
   test("that is full, or may only be read, is no better for being read", async ({ nc, tenant, dir }) => {

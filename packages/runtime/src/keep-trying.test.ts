@@ -64,10 +64,10 @@ describe("keepTrying", () => {
           { log, onWait },
         );
       const [small, large] = [store("small"), store("large")];
-      await expect.poll(() => told.length, { timeout: 10_000 }).toBeGreaterThan(1);
+      await expect.poll(() => told.length, { timeout: 60_000 }).toBeGreaterThan(1);
       until.small = true;
       expect(await small).toBe("small");
-      await expect.poll(() => told.slice(told.indexOf(undefined)), { timeout: 10_000 }).toContain("STORE_FULL");
+      await expect.poll(() => told.slice(told.indexOf(undefined)), { timeout: 60_000 }).toContain("STORE_FULL");
       until.large = true;
       expect(await large).toBe("large");
       expect(told.at(-1)).toBeUndefined();

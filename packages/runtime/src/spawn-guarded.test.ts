@@ -10,7 +10,7 @@ beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), "loraline-guarded-"));
 });
 afterEach(() => rmSync(dir, { recursive: true, force: true }));
-const soon = { timeout: 5000 };
+const soon = { timeout: 60_000 };
 const env = { PATH: process.env.PATH };
 const sh = (script: string, options = {}) => spawnGuarded("sh", ["-c", script], { env, cwd: dir, ...options });
 const pidIn = (file: string) =>

@@ -124,7 +124,7 @@ describe("main.ts", () => {
       });
       posting.on("error", () => {});
       posting.write(`--${boundary}\r\ncontent-disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n${"half ".repeat(50_000)}`);
-      await expect.poll(() => readdir(env.SPOOL_DIR), { timeout: 20_000 }).toHaveLength(1);
+      await expect.poll(() => readdir(env.SPOOL_DIR), { timeout: 60_000 }).toHaveLength(1);
       killed.child.kill("SIGKILL");
       await once(killed.child, "exit");
       expect(await readdir(env.SPOOL_DIR)).toHaveLength(1);

@@ -118,7 +118,7 @@ testWithNats(
           cancelled = (await line.openai.fineTuning.jobs.list({ limit: 1 })).data[0]?.id;
           return line.bus.last(events.runCancelRequested, { tenant, id: runIdOf(cancelled ?? "") ?? runId });
         },
-        { timeout: 10_000 },
+        { timeout: 60_000 },
       )
       .toBeDefined();
     await line.bus.publish(events.runCancelled, { tenant, id: runIdOf(cancelled ?? "") ?? "" }, { by: "test" });

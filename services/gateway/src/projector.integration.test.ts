@@ -47,7 +47,7 @@ describe("the projector", () => {
     await using _projector = await createProjector({ bus, log: quietLog });
     const runs = await bus.bucket(buckets.runs);
     for (const id of ids) {
-      await expect.poll(async () => (await runs.get(`${tenant}.${id}`))?.value.progress?.step, { timeout: 10_000 }).toBe(7);
+      await expect.poll(async () => (await runs.get(`${tenant}.${id}`))?.value.progress?.step, { timeout: 60_000 }).toBe(7);
     }
   });
 
@@ -61,7 +61,7 @@ describe("the projector", () => {
     await using _projector = await createProjector({ bus, log: quietLog });
     const datasets = await bus.bucket(buckets.datasets);
     const progress = async () => (await datasets.get(`${tenant}.${at.id}`))?.value.progress;
-    await expect.poll(progress, { timeout: 10_000 }).toMatchObject({ stage: "read", done: 2, total: 3, etaSeconds: 1 });
+    await expect.poll(progress, { timeout: 60_000 }).toMatchObject({ stage: "read", done: 2, total: 3, etaSeconds: 1 });
   });
 
   test("answers commands about runs that are unknown or over, and no others", async ({ bus, tenant }) => {
@@ -72,7 +72,7 @@ describe("the projector", () => {
     await bus.publish(events.runCancelRequested, { tenant, id: unknown }, { by: "ann" });
     await bus.publish(events.runPauseRequested, { tenant, id: unknown }, { by: "ann" });
     await expect
-      .poll(async () => (await refused(unknown)).toSorted(), { timeout: 10_000 })
+      .poll(async () => (await refused(unknown)).toSorted(), { timeout: 60_000 })
       .toEqual([
         expect.stringMatching(/^run.cancel-requested.v1 RUN_UNKNOWN there is no run .+ nothing is cancelled/),
         expect.stringMatching(/^run.pause-requested.v1 RUN_UNKNOWN there is no run .+ nothing is paused/),
@@ -81,7 +81,7 @@ describe("the projector", () => {
     const over = await playWholeRun(bus, tenant);
     await bus.publish(events.runCancelRequested, { tenant, id: over }, { by: "ann" });
     await expect
-      .poll(() => refused(over), { timeout: 10_000 })
+      .poll(() => refused(over), { timeout: 60_000 })
       .toEqual([expect.stringContaining("RUN_OVER run " + over + " has ended (served)")]);
 
     const open = ulid();
@@ -89,7 +89,7 @@ describe("the projector", () => {
     await bus.publish(events.runRequested, { tenant, id: open }, { spec });
     await bus.publish(events.runCancelRequested, { tenant, id: open }, { by: "ann" });
     const runs = await bus.bucket(buckets.runs);
-    await expect.poll(async () => (await runs.get(`${tenant}.${open}`))?.value.cancelRequested, { timeout: 10_000 }).toBe(true);
+    await expect.poll(async () => (await runs.get(`${tenant}.${open}`))?.value.cancelRequested, { timeout: 60_000 }).toBe(true);
     expect(await refused(open)).toEqual([]);
   });
 
@@ -108,7 +108,7 @@ describe("the projector", () => {
       messages.at(-1)!.nak();
       const jsm = await jetstreamManager(nc);
       const inHand = async () => (await jsm.consumers.info(consumer.stream.name, consumer.durable)).num_ack_pending;
-      await expect.poll(inHand, { timeout: 10_000 }).toBe(0);
+      await expect.poll(inHand, { timeout: 60_000 }).toBe(0);
     };
     // The first event of a run, its second, and the third of a dataset.
     for (const held of [1, 2]) {
@@ -118,7 +118,7 @@ describe("the projector", () => {
         consumers.projectorRuns,
         held,
         async () => void (id = await playWholeRun(bus, tenant)),
-        () => expect.poll(async () => (await state())?.phase, { timeout: 10_000 }).toBe("served"),
+        () => expect.poll(async () => (await state())?.phase, { timeout: 60_000 }).toBe("served"),
       );
       const expected = await foldOf(bus, tenant, id);
       expect(expected).toMatchObject({ tokens: expect.anything(), trained: expect.anything() });
@@ -138,7 +138,7 @@ describe("the projector", () => {
         await bus.publish(events.datasetIngested, at, ingested);
         await bus.publish(events.datasetWaiting, at, { stage: "ingest", reason: null });
       },
-      () => expect.poll(async () => (await state())?.seq, { timeout: 10_000 }).toBeGreaterThan(0),
+      () => expect.poll(async () => (await state())?.seq, { timeout: 60_000 }).toBeGreaterThan(0),
     );
     expect(await state()).toMatchObject({ status: "ingested", records: 3 });
   });
@@ -152,7 +152,7 @@ describe("the projector", () => {
     projectors.push(await createProjector({ bus, log: quietLog }));
     for (const id of ids) {
       const expected = await foldOf(bus, tenant, id);
-      await expect.poll(async () => (await runs.get(`${tenant}.${id}`))?.value, { timeout: 10_000 }).toMatchObject(expected);
+      await expect.poll(async () => (await runs.get(`${tenant}.${id}`))?.value, { timeout: 60_000 }).toMatchObject(expected);
       expect(expected).toMatchObject({ phase: "served", checkpoints: [{ step: 2 }] });
     }
     await Promise.all(projectors.slice(1).map((projector) => projector[Symbol.asyncDispose]()));

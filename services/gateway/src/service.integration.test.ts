@@ -316,7 +316,7 @@ describe("when the bus is away", () => {
     expect(listing.headers.get("retry-after")).toBe("2");
 
     await nats.start();
-    await expect.poll(async () => (await fetch(`${line.url}/readyz`)).status, { timeout: 10_000 }).toBe(200);
+    await expect.poll(async () => (await fetch(`${line.url}/readyz`)).status, { timeout: 60_000 }).toBe(200);
     expect((await line.openai.files.list()).data).toEqual([]);
     await line[Symbol.asyncDispose]();
     await nc.close();

@@ -276,14 +276,14 @@ describe("an import", () => {
     expect(service).toBeDefined();
     const slow: string[] = [];
     for (let n = 0; n < 6; n++) slow.push(await request({ bus, objects, tenant }, { url: `${web.url}/drip` }));
-    await expect.poll(() => dripping, { timeout: 20_000 }).toBe(2);
+    await expect.poll(() => dripping, { timeout: 60_000 }).toBe(2);
     const theirs = await Promise.all(
       Array.from({ length: 4 }, async () => request({ bus, objects, tenant: other }, { url: `${web.url}/files/a.jsonl` })),
     );
     for (const id of theirs) expect(await outcome({ bus, objects, tenant: other }, id)).toEqual({ records: 3, rejections: 0 });
     const reasons = async () =>
       (await Promise.all(slow.map((id) => bus.last(datasetWaiting, { tenant, id })))).map((one) => one?.data.reason);
-    await expect.poll(async () => (await reasons()).filter((one) => one?.code === "QUOTA_IMPORTS").length, { timeout: 20_000 }).toBe(4);
+    await expect.poll(async () => (await reasons()).filter((one) => one?.code === "QUOTA_IMPORTS").length, { timeout: 60_000 }).toBe(4);
     expect((await reasons()).find((one) => one !== undefined && one !== null)?.message).toMatch(
       /2 imports of this tenant are under way, and its quota is 2/,
     );

@@ -49,12 +49,12 @@ async function upload(
 
 const ingested = ({ bus, tenant }: Line, id: string) =>
   vi.waitFor(async () => (await bus.last(datasetIngested, { tenant, id })) ?? (await Promise.reject(new Error("not yet"))), {
-    timeout: 15_000,
+    timeout: 60_000,
     interval: 50,
   });
 const rejected = ({ bus, tenant }: Line, id: string) =>
   vi.waitFor(async () => (await bus.last(datasetRejected, { tenant, id })) ?? (await Promise.reject(new Error("not yet"))), {
-    timeout: 15_000,
+    timeout: 60_000,
     interval: 50,
   });
 

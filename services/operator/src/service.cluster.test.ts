@@ -33,7 +33,7 @@ import { type Adapter, adapters, configMaps, events as kubeEvents, type FineTune
 const root = join(import.meta.dirname, "../../..");
 const kubectlPath = join(process.env["LORALINE_CLUSTER_BIN"] ?? join(homedir(), ".cache/loraline/cluster-bin"), "kubectl");
 const log = createLog({ service: "test", level: process.env["TEST_LOG"] ?? "silent" });
-const within = { timeout: 15_000, interval: 50 };
+const within = { timeout: 60_000, interval: 50 };
 const base = "smollm2-135m-instruct";
 const digest: Digest = `sha256:${"d".repeat(64)}`;
 

@@ -18,7 +18,7 @@ import { createServeService } from "./controller/service.ts";
 import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
-const until = { timeout: 15_000, interval: 20 };
+const until = { timeout: 60_000, interval: 20 };
 
 interface Fleet extends AsyncDisposable {
   serve: ServeUnderTest;
@@ -214,7 +214,7 @@ describe("what is told", () => {
     engines["a"]!.behaviour.hangLoad = () => true;
     const [name] = [...engines["a"]!.loaded.keys()];
     await fetch(`${engines["a"]!.url}/v1/unload_lora_adapter`, { method: "POST", body: JSON.stringify({ lora_name: name }) });
-    await expect.poll(async () => (await held("a", "pirate"))?.state, { timeout: 5000 }).not.toBe("proven");
+    await expect.poll(async () => (await held("a", "pirate"))?.state, { timeout: 60_000 }).not.toBe("proven");
   });
 
   test("stays when an agent ends whose place another has taken already", async ({ fleet }) => {

@@ -73,7 +73,7 @@ const test = it
       }),
   );
 
-const until = { timeout: 10_000, interval: 20 };
+const until = { timeout: 60_000, interval: 20 };
 const codeOf = async (serve: ServeUnderTest, runId: string): Promise<string | undefined> => {
   const [failed] = await serve.history([runFailed], runId);
   return (failed?.data as { code?: string } | undefined)?.code;
@@ -256,7 +256,7 @@ describe("what is not served", () => {
         Object.assign(engine.behaviour, { oldErrors, refuseLoad: () => "no room" });
         await start();
         const runId = await serve.train("pirate", await make());
-        await expect.poll(() => codeOf(serve, runId), { timeout: 20_000 }).toBe("ENGINE_REFUSED");
+        await expect.poll(() => codeOf(serve, runId), { timeout: 60_000 }).toBe("ENGINE_REFUSED");
         const [failed] = await serve.history([runFailed], runId);
         expect(failed?.data).toMatchObject({ message: expect.stringContaining("no room") });
         expect(engine.calls.length).toBe(5);
@@ -428,7 +428,7 @@ describe("aliases and versions", () => {
     ]);
     await expect
       .poll(() => [...engine.loaded.keys()].map((name) => name.split(".")[2] ?? "").toSorted((a, b) => a.localeCompare(b)), {
-        timeout: 15_000,
+        timeout: 60_000,
       })
       .toEqual(["v3", "v4", "v5"]);
     expect((await serve.replica())?.adapters.map(({ version }) => version).toSorted()).toEqual([3, 4, 5]);
@@ -450,7 +450,7 @@ describe("aliases and versions", () => {
       await using _controller = await serve.startController(serve.bus, { wantedForMs: 2000 });
       await using _agent = await serve.startAgent(engine.url);
       await versions(serve, make, 5);
-      await expect.poll(() => loadedVersions(engine), { timeout: 15_000 }).toEqual([3, 4, 5]);
+      await expect.poll(() => loadedVersions(engine), { timeout: 60_000 }).toEqual([3, 4, 5]);
       const at = { tenant: serve.tenant, id: "pirate" };
       await serve.bus.publish(adapterVersionWanted, at, { version: 1 });
       // Of versions and adapters that are not there it is harmless.
@@ -459,7 +459,7 @@ describe("aliases and versions", () => {
       await expect.poll(() => held(serve, 1), until).toBe("proven");
       const [version] = (await serve.adapter("pirate"))?.versions ?? [];
       expect(engine.loaded.get(version?.engineName ?? "")).toBe(join(dir, "a", (version?.digest ?? "").slice(7)));
-      await expect.poll(() => loadedVersions(engine), { timeout: 15_000 }).toEqual([3, 4, 5]);
+      await expect.poll(() => loadedVersions(engine), { timeout: 60_000 }).toEqual([3, 4, 5]);
       expect((await serve.adapter("pirate"))?.versions[0]).toMatchObject({ status: "retired", wanted: null });
       const told = await serve.history([adapterVersionRetired, adapterVersionRecalled], "pirate");
       expect(told.map(({ type, data }) => [type, (data as { version: number }).version])).toEqual([
@@ -499,7 +499,7 @@ describe("aliases and versions", () => {
     const at = { tenant: serve.tenant, id: "pirate" };
     for (let seed = 1; seed <= 4; seed++) await servedBy(serve, await serve.train("pirate", await make({ seed }), { spec: { keep: 1 } }));
     // The promoted one, and the one before it.
-    await expect.poll(() => loadedVersions(engine), { timeout: 15_000 }).toEqual([3, 4]);
+    await expect.poll(() => loadedVersions(engine), { timeout: 60_000 }).toEqual([3, 4]);
     await serve.bus.publish(adapterKeepRequested, at, { keep: "all", by: "ann" });
     await expect.poll(() => loadedVersions(engine), until).toEqual([1, 2, 3, 4]);
     for (const version of [1, 2]) await expect.poll(() => held(serve, version), until).toBe("proven");
@@ -533,7 +533,7 @@ describe("aliases and versions", () => {
       .toEqual(["pirate/1 ann", "pirate/2 ann"]);
     const refused = (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code);
     expect(refused).toEqual(["VERSION_PROMOTED"]);
-    await expect.poll(() => [...engine.loaded.keys()].filter((name) => name.includes(".pirate.")), { timeout: 15_000 }).toHaveLength(1);
+    await expect.poll(() => [...engine.loaded.keys()].filter((name) => name.includes(".pirate.")), { timeout: 60_000 }).toHaveLength(1);
     expect(await serve.history([adapterVersionDeleted], "pirate")).toMatchObject([
       { data: { version: 1, digest: before[0]?.digest, by: "ann" } },
       { data: { version: 2 } },
@@ -554,7 +554,7 @@ describe("aliases and versions", () => {
 });
 
 describe("a checkpoint", () => {
-  const until = { timeout: 15_000, interval: 50 };
+  const until = { timeout: 60_000, interval: 50 };
   const ask = (serve: ServeUnderTest, runId: string, step: number) =>
     serve.bus.publish(adapterCheckpointWanted, { tenant: serve.tenant, id: "pirate" }, { runId, step }, { key: `${Math.random()}` });
   const statuses = async (serve: ServeUnderTest) =>

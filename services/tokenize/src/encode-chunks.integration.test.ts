@@ -137,9 +137,9 @@ describe("the work queue of chunks", () => {
     // Another length, so that nothing is known of it.
     const cancelled = await request(line, specOf(id, { tokenize: { max_length: 999 } }));
     const cache = await bus.bucket(buckets.cache);
-    await expect.poll(async () => (await cache.entries(`chunk.${tenant}.*`)).length, { timeout: 20_000, interval: 5 }).toBeGreaterThan(0);
+    await expect.poll(async () => (await cache.entries(`chunk.${tenant}.*`)).length, { timeout: 60_000, interval: 5 }).toBeGreaterThan(0);
     await bus.publish(runCancelled, { tenant, id: cancelled }, {});
-    await expect.poll(() => leftOver(line, nc), { timeout: 20_000 }).toEqual({ entries: 0, blobs: 0, messages: 0 });
+    await expect.poll(() => leftOver(line, nc), { timeout: 60_000 }).toEqual({ entries: 0, blobs: 0, messages: 0 });
     expect(await bus.history([runTokenized, runRejected], { tenant, id: cancelled })).toEqual([]);
   });
 
@@ -199,6 +199,6 @@ describe("the work queue of chunks", () => {
     const run = await request(line, specOf(await dataset(line, records, 2500)));
     expect(await rejected(line, run)).toMatchObject({ code: "DISK_FULL", message: "the disk is full" });
     await expect.poll(async () => (await bus.deadLetters.list(tenant)).map((letter) => letter.code)).toContain("DISK_FULL");
-    await expect.poll(async () => (await leftOver(line, nc)).messages, { timeout: 20_000 }).toBe(0);
+    await expect.poll(async () => (await leftOver(line, nc)).messages, { timeout: 60_000 }).toBe(0);
   });
 });

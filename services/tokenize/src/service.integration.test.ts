@@ -327,7 +327,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
     const limits = await bus.bucket(buckets.limits);
     await limits.put(tenant, { adapters: null, gpusPerRun: 8, fixed: true, by: "operator", at: new Date().toISOString() });
     await expect
-      .poll(async () => outcome(line, await request(line, specOf(id, { gpus: 3 }))), { timeout: 20_000 })
+      .poll(async () => outcome(line, await request(line, specOf(id, { gpus: 3 }))), { timeout: 60_000 })
       .toHaveProperty("tokenized");
   });
 
@@ -482,7 +482,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
     const { seq } = await bus.publish(runRequested, at, { spec: { ...spec, adapter: "parrot" } }, { key: "other" });
     const refused = async () => (await bus.history([runCommandRefused], at)).map(({ data }) => data);
     await expect
-      .poll(refused, { timeout: 10_000 })
+      .poll(refused, { timeout: 60_000 })
       .toEqual([{ command: "run.requested.v1", code: "RUN_EXISTS", message: expect.stringContaining("new ULID"), param: "spec" }]);
     expect(seq).toBeGreaterThan(0);
     expect(await bus.history([runTokenized, runRejected], at)).toHaveLength(1);
@@ -581,7 +581,7 @@ describe("a process that dies", () => {
           basesDir,
         });
         await expect
-          .poll(async () => left < 0 || (await bus.last(runTokenized, { tenant, id })) !== undefined, { timeout: 20_000 })
+          .poll(async () => left < 0 || (await bus.last(runTokenized, { tenant, id })) !== undefined, { timeout: 60_000 })
           .toBe(true);
         if (left < 0) deaths.push(survived);
         await first[Symbol.asyncDispose]();

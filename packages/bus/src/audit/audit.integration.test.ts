@@ -122,7 +122,7 @@ describe("a command's sender", () => {
       return copy;
     };
     const forge = (body: object, given?: MsgHdrs) => () =>
-      nc.request(subject, JSON.stringify(body), { timeout: 5000, ...(given === undefined ? {} : { headers: given }) });
+      nc.request(subject, JSON.stringify(body), { timeout: 60_000, ...(given === undefined ? {} : { headers: given }) });
 
     expect(await seen(nc, tenant, lineSecret, forge(keep))).toEqual(user);
     // The proof of another's message with another body, with another id, and of another subject.
@@ -154,7 +154,7 @@ describe("a command's sender", () => {
     );
     expect(await seen(nc, tenant, lineSecret, forge(keep, invented))).toEqual(user);
     // Sent again as it was, the stream drops it.
-    const again = await nc.request(subject, JSON.stringify(keep), { timeout: 5000, headers: copied(() => {}) });
+    const again = await nc.request(subject, JSON.stringify(keep), { timeout: 60_000, headers: copied(() => {}) });
     expect(again.json()).toMatchObject({ duplicate: true });
     expect(
       await seen(nc, tenant, "another installation's secret", () => bus.publish(adapterKeepRequested, at, keep, { key: "2", actor: ann })),

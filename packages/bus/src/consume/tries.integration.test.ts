@@ -79,7 +79,7 @@ test("what only waited in the hand of processes that died is worked on as if it 
     handlers: { "dataset.received.v1": async (_, context) => void tries.push(context.tries) },
   });
   // The first delivery may have been begun: of that nothing is written.
-  await expect.poll(() => tries, { timeout: 5000 }).toEqual([2]);
+  await expect.poll(() => tries, { timeout: 60_000 }).toEqual([2]);
   expect(await server.bus.deadLetters.list("acme")).toEqual([]);
   await expect.poll(async () => (await jsm.consumers.info(stream.name, durable)).num_ack_pending).toBe(0);
 });
@@ -96,7 +96,7 @@ test("a message whose count cannot be read is worked on, and counted from there"
     consumer: consumers.ingestDatasetReceived,
     handlers: { "dataset.received.v1": async (_, context) => void tries.push(context.tries) },
   });
-  await expect.poll(() => tries, { timeout: 5000 }).toEqual([2]);
+  await expect.poll(() => tries, { timeout: 60_000 }).toEqual([2]);
   expect((await (await server.bus.bucket(buckets.waited)).get(key))?.value).toEqual({ deliveries: 0, away: 0, begun: 2 });
 });
 
@@ -117,6 +117,6 @@ test("a tenant's message behind hundreds of another's is next but a few", { time
       },
     },
   });
-  await expect.poll(() => order.length, { timeout: 20_000 }).toBe(151);
+  await expect.poll(() => order.length, { timeout: 60_000 }).toBe(151);
   expect(order.indexOf("quiet")).toBeLessThan(10);
 });

@@ -60,7 +60,7 @@ describe("uploads that are slow", () => {
         let code: string | undefined;
         one.answered.then((answer) => (code = answer.code)).catch(() => {});
         const seen = async () => code ?? (await readdir(spool.path)).length;
-        await expect.poll(seen, { timeout: 5000 }).not.toBe(there);
+        await expect.poll(seen, { timeout: 60_000 }).not.toBe(there);
         if (code !== undefined) refused.push(code);
       }
     }
@@ -75,7 +75,7 @@ describe("uploads that are slow", () => {
     const all: Held[] = [];
     for (let n = 0; n < 16; n++) {
       all.push(held.use(hold(line.url, await line.keyFor(`${tenant}-slow${n}`))));
-      await expect.poll(() => readdir(spool.path), { timeout: 5000 }).toHaveLength(n + 1);
+      await expect.poll(() => readdir(spool.path), { timeout: 60_000 }).toHaveLength(n + 1);
     }
     expect(await upload(line, await line.keyFor(`${tenant}-other`))).toEqual({ status: 200, code: undefined });
     for (const one of all) one.end();

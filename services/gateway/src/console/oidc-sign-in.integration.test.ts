@@ -149,7 +149,7 @@ describe("at the issuer", () => {
 
       // Somebody is shut out at the issuer.
       gives.accounts = false;
-      await expect.poll(async () => (await ask(second.url)).status, { timeout: 20_000 }).toBe(401);
+      await expect.poll(async () => (await ask(second.url)).status, { timeout: 60_000 }).toBe(401);
       expect(await (await ask(line.url)).json()).toMatchObject({ error: { code: "session_ended" } });
     },
   );

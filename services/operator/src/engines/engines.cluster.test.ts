@@ -24,7 +24,7 @@ import { acceptEngines } from "./accept-engines.ts";
 const root = join(import.meta.dirname, "../../../..");
 const bin = process.env["LORALINE_CLUSTER_BIN"] ?? join(homedir(), ".cache/loraline/cluster-bin");
 const log = createLog({ service: "test", level: process.env["TEST_LOG"] ?? "silent" });
-const within = { timeout: 20_000, interval: 50 };
+const within = { timeout: 60_000, interval: 50 };
 const namespace = "line";
 const digest = `sha256:${"d".repeat(64)}` as const;
 

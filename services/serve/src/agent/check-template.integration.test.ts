@@ -8,7 +8,7 @@ import { expect } from "vitest";
 import { serveUnderTest } from "../serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
-const until = { timeout: 10_000, interval: 50 };
+const until = { timeout: 60_000, interval: 50 };
 
 it("a replica with another template is not ready, says why with both texts, and is ready once it has the right one", async ({
   nc,

@@ -21,7 +21,7 @@ import { createTrainService } from "./service.ts";
 
 const log = createLog({ service: "test", level: "silent" });
 const telemetry = createTelemetry({ service: "test" });
-const within = { timeout: 20_000, interval: 20 };
+const within = { timeout: 60_000, interval: 20 };
 const blob = { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 } as const;
 const totals = { sequences: 1, tokens: 1, supervised: 1, evalSequences: 0, evalSupervised: 0, dropped: 0 };
 

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { type FollowedTrainer, followTrainer, type FollowTrainerOptions } from "./follow-trainer.ts";
 
 const log = createLog({ service: "test", level: "silent" });
-const within = { timeout: 10_000 };
+const within = { timeout: 60_000 };
 let work: string;
 beforeEach(() => {
   work = mkdtempSync(join(tmpdir(), "loraline-trainer-"));

@@ -176,10 +176,10 @@ describe("kube launcher", () => {
     const job = jobFor();
     // Admission learns of it after a moment; until then it is another Job that is made.
     await expect
-      .poll(() => confined.launch(jobFor()).catch((error: unknown) => error), { timeout: 10_000 })
+      .poll(() => confined.launch(jobFor()).catch((error: unknown) => error), { timeout: 60_000 })
       .toMatchObject({ code: "QUOTA", message: expect.stringMatching(/exceeded quota: gpus, requested: count\/jobs.batch=1/) });
     await kube.delete(quotas, { namespace: of, name: "gpus" });
-    await expect.poll(() => confined.launch(job).catch(() => false), { timeout: 10_000 }).toBe(true);
+    await expect.poll(() => confined.launch(job).catch(() => false), { timeout: 60_000 }).toBe(true);
     expect(await kube.get(jobs, { namespace: of, name: job.name })).toBeDefined();
     expect(await kube.get(jobs, { namespace, name: job.name })).toBeUndefined();
     expect((await confined.observe()).map(({ name }) => name)).toContain(job.name);
@@ -260,7 +260,7 @@ describe("an attempt on several nodes", () => {
         () => true,
         () => false,
       );
-    await expect.poll(served, { timeout: 10_000 }).toBe(true);
+    await expect.poll(served, { timeout: 60_000 }).toBe(true);
     await using several = await createKubeLauncher({ kube, settings: { ...settings, jobSet: true, activeDeadlineSeconds: 60 }, log });
     const job = jobFor({ nodes: 2, gpus: 4 });
     const phase = async () => (await several.observe()).find(({ name }) => name === job.name);
@@ -344,6 +344,6 @@ describe("an attempt on several nodes", () => {
     applied.child.stdin?.end(JSON.stringify(webhook));
     await applied;
     const launch = () => several.launch(jobFor({ nodes: 2 })).catch(({ code }: { code: string }) => code);
-    await expect.poll(launch, { timeout: 10_000 }).toBe("JOBSET_UNAVAILABLE");
+    await expect.poll(launch, { timeout: 60_000 }).toBe("JOBSET_UNAVAILABLE");
   });
 });

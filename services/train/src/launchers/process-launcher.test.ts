@@ -11,7 +11,7 @@ import { createProcessLauncher, type ProcessLauncherOptions } from "./process-la
 
 const runId = "01JD0000000000000000000001";
 const log = createLog({ service: "test", level: "silent" });
-const soon = { timeout: 20_000 };
+const soon = { timeout: 60_000 };
 const hex = "0".repeat(64);
 
 const attemptOf = (attempt: number, id = runId): AttemptRequest => ({

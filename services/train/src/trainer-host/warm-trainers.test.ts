@@ -5,7 +5,7 @@ import { createLog, killGroup, processIdentity } from "@loraline/runtime";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { createWarmTrainers, type WarmTrainers } from "./warm-trainers.ts";
 
-const soon = { timeout: 20_000 };
+const soon = { timeout: 60_000 };
 let dir: string;
 let trainers: WarmTrainers;
 beforeEach(() => {

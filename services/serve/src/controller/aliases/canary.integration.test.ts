@@ -30,7 +30,7 @@ import { expect } from "vitest";
 import { type ServeUnderTest, serveUnderTest } from "../../serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
-const until = { timeout: 10_000, interval: 20 };
+const until = { timeout: 60_000, interval: 20 };
 const moveEvents = [adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnded, adapterPromoted, adapterRolledBack];
 
 interface Line extends AsyncDisposable {

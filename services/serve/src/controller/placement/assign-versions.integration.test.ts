@@ -10,7 +10,7 @@ import { expect } from "vitest";
 import { serveUnderTest } from "../../serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
-const until = { timeout: 15_000, interval: 20 };
+const until = { timeout: 60_000, interval: 20 };
 
 const test = it.extend("line", async ({ nc, tenant }, { onCleanup }) => {
   const owned = new AsyncDisposableStack();

@@ -26,7 +26,10 @@ let logs = "";
 
 beforeAll(async () => {
   logs = await mkdtemp(join(tmpdir(), "loraline-vllm-"));
-  [vllm, adapters] = await Promise.all([startVllm({ root, base, logFile: join(logs, "vllm.log") }), makeAdapters()]);
+  [vllm, adapters] = await Promise.all([
+    startVllm({ root, base, logFile: join(logs, "vllm.log"), computeType: "bfloat16" }),
+    makeAdapters(),
+  ]);
 }, startMs);
 afterAll(async () => {
   await vllm?.[Symbol.asyncDispose]();
