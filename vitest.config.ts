@@ -81,19 +81,24 @@ export default defineConfig({
           hookTimeout: 900_000,
         },
       },
-      // The chart on a real node, which global-setup.ts brings up.
-      {
+      // The chart on a real node, which global-setup.ts brings up: what everybody needs, and what comes with it.
+      ...(
+        [
+          ["cluster-e2e", "tests/e2e/cluster/*.test.ts"],
+          ["cluster-more", "tests/e2e/cluster/more/*.test.ts"],
+        ] as const
+      ).map(([name, include]) => ({
         ssr,
         test: {
-          name: "cluster-e2e",
-          include: ["tests/e2e/cluster/**/*.test.ts"],
+          name,
+          include: [include],
           globalSetup: "tests/e2e/cluster/global-setup.ts",
           fileParallelism: false,
           ...patience,
           testTimeout: 900_000,
           hookTimeout: 900_000,
         },
-      },
+      })),
       {
         ssr,
         test: {

@@ -1,6 +1,6 @@
 /** Every image runs under restricted Pod Security: no root, no capabilities, a read-only file system. */
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { type ClusterNamespace, collectSpans, createNamespace, eventually, isOwnNode, type Json, root } from "./cluster-under-test.ts";
+import { type ClusterNamespace, collectSpans, createNamespace, eventually, isOwnNode, type Json, root } from "../cluster-under-test.ts";
 
 let space: ClusterNamespace;
 beforeAll(async () => {

@@ -17,7 +17,7 @@ import {
   type Json,
   kubectl,
   stepOf,
-} from "./cluster-under-test.ts";
+} from "../cluster-under-test.ts";
 
 /** Only trains. line.test.ts tests that adapters are proven on replicas. */
 const values = {

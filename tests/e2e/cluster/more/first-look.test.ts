@@ -3,7 +3,7 @@ import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, expect, inject, it } from "vitest";
-import { binDir, helm, isOwnNode, kubectl, root } from "./cluster-under-test.ts";
+import { binDir, helm, isOwnNode, kubectl, root } from "../cluster-under-test.ts";
 
 const bash = async (...args: string[]): Promise<string> =>
   (await promisify(execFile)("bash", args, { cwd: root, maxBuffer: 2 ** 26 })).stdout;

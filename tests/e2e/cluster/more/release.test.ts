@@ -11,7 +11,7 @@ import { version } from "@loraline/contracts";
 import { playHub } from "@loraline/testkit/servers";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
-import { type Registry, startRegistry } from "../../registry-under-test.ts";
+import { type Registry, startRegistry } from "../../../registry-under-test.ts";
 import {
   base,
   component,
@@ -25,7 +25,7 @@ import {
   merged,
   root,
   type Values,
-} from "./cluster-under-test.ts";
+} from "../cluster-under-test.ts";
 
 const run = promisify(execFile);
 const namespaces = ["loraline", "loraline-runs"];
