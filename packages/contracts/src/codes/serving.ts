@@ -358,7 +358,7 @@ export const engineSettingsCodes = defineArea(
     ],
     QUANTIZATION_NEEDS_GPU: [
       "vLLM's CPU build has no kernel for this quantization on this processor.",
-      "Write the one that the message names, leave quantization out, or give the engine a GPU.",
+      "Write the one that the message names, leave quantization out, take the unquantized weights, or give the engine a GPU.",
     ],
     KV_CACHE_UNSUPPORTED: ["An engine on the CPU does not support this kvCacheDtype.", "Use a type that the message lists."],
     MAX_MODEL_LEN_TOO_HIGH: [

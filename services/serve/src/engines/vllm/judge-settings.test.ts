@@ -77,6 +77,12 @@ describe("judgeVllmSettings", () => {
     expect(codes({ gpus: 0, quantization: "fp8_per_channel" }, {}, withAmx)).toEqual(["QUANTIZATION_NEEDS_GPU"]);
     expect(codes({ gpus: 0, quantization: "fp8_per_block" })).toEqual(["QUANTIZATION_NEEDS_GPU"]);
     expect(codes({ gpus: 0, quantization: "fp8_per_block" }, {}, withAmx)).toEqual([]);
+    for (const quant_method of ["gptq", "awq"]) {
+      const onProcessor = (...flags: string[]) => codes({ gpus: 0 }, { quantization_config: { quant_method } }, new Set(flags));
+      expect(onProcessor("sse2", "avx2")).toEqual(["QUANTIZATION_NEEDS_GPU"]);
+      expect(onProcessor("sse2", "avx2", "avx512f")).toEqual([]);
+      expect(onProcessor("asimd", "bf16")).toEqual([]);
+    }
     expect(codes({ gpus: 0, quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
     expect(codes({ quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
   });

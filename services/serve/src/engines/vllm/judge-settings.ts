@@ -183,6 +183,14 @@ function judgeQuantization(settings: EngineSettings, base: BaseConfig, processor
       `quantization is ${asked}, for which vLLM's CPU build (gpus: 0) has no kernel on a processor ${kind} AMX, as this is one. Write ${cannot.instead}, or leave it out.`,
     );
   }
+  const isX86 = processor.has("sse2");
+  if (gpus === 0 && stored !== undefined && ["gptq", "awq"].includes(stored) && isX86 && !processor.has("avx512f")) {
+    refuse(
+      "QUANTIZATION_NEEDS_GPU",
+      "base",
+      `the weights of base "${settings.base}" are stored as ${stored}, for which vLLM's CPU build (gpus: 0) has a kernel on processors with AVX-512 only, and this one has none. Take the base's unquantized weights, or an engine on a GPU.`,
+    );
+  }
   const way = asked ?? stored;
   if (way !== undefined && (settings.dtype === "float32" || settings.dtype === "float") && halfOnly.has(wayOf(way))) {
     refuse(
