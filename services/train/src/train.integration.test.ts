@@ -87,6 +87,7 @@ afterEach(async () => {
 const attemptsDir = () => join(dir, "attempts");
 const courierEnv = (script: Script, more: Record<string, string> = {}) => ({
   PATH: process.env.PATH,
+  NODE_COMPILE_CACHE: join(root, ".cache/node"), // of all tests, each of which has a folder of its own
   NATS_URL: nats.url,
   LORALINE_BASES_DIR: join(dir, "bases"),
   LORALINE_PYTHON: python,
