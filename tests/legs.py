@@ -52,7 +52,7 @@ engine = frozenset({"engine"})  # vLLM, or the training of a real base: two at o
 node_alone = ("test-engine", "test-e2e", "test-integration", "test-images", "test-api-server")
 # Legs in the order in which they are started if possible: those with an engine wait for each other, and others run beside them. The node comes last.
 LEGS = {
-    "cluster-bin": Leg(cores=0, tests=False),  # has the lowest priority, so it takes what others leave idle
+    "cluster-bin": Leg(cores=0, tests=False),  # has a low priority, so that it takes little from others while it is not needed yet
     "check": Leg(tests=False),
     "test-engine": Leg(alone=engine),
     "test-e2e-quick": Leg(alone=engine),
@@ -184,7 +184,7 @@ def start(leg: str) -> Running:
     if LEGS[leg].cores == 0:
         # Linux shares cores among sessions first, and `nice` only says how a session's share is divided.
         with suppress(OSError):
-            Path(f"/proc/{process.pid}/autogroup").write_text("19")
+            Path(f"/proc/{process.pid}/autogroup").write_text("5")
     return Running(process, time.monotonic())
 
 
