@@ -59,11 +59,11 @@ LEGS = {
     "test-e2e": Leg(alone=engine),
     "test-python": Leg(),  # its bases are tiny
     "test-integration": Leg(),  # two workers, which mostly wait
-    "test-images": Leg(),
     "test-api-server": Leg(needs=("cluster-bin",)),
     "test-cluster-e2e": Leg(needs=("cluster-bin",), apart=node_alone),
     "test-unit": Leg(),
     "test-faults": Leg(alone=engine),
+    "test-images": Leg(takes_s=700),
     "test-cluster-more": Leg(needs=("cluster-bin",), apart=("test-cluster-e2e", *node_alone), takes_s=1800),
 }
 QUICK = {"test-e2e-quick"}  # part of another leg
