@@ -63,8 +63,8 @@ LEGS = {
     "test-cluster-e2e": Leg(needs=("cluster-bin",), apart=node_alone),
     "test-unit": Leg(),
     "test-faults": Leg(alone=engine),
-    "test-images": Leg(takes_s=700),
-    "test-cluster-more": Leg(needs=("cluster-bin",), apart=("test-cluster-e2e", *node_alone), takes_s=1800),
+    "test-images": Leg(needs=("test-cluster-e2e",), takes_s=700),
+    "test-cluster-more": Leg(needs=("cluster-bin", "test-cluster-e2e"), apart=node_alone, takes_s=1800),
 }
 QUICK = {"test-e2e-quick"}  # part of another leg
 
