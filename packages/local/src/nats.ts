@@ -34,6 +34,8 @@ jetstream {
   max_file_store: 1TB
   max_memory_store: 64MB
 }
+# A client on a busy machine may take longer than the two seconds that NATS gives it.
+authorization: { timeout: 30 }
 accounts: ${JSON.stringify(accounts)}
 `;
 

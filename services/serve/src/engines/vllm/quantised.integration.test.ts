@@ -17,7 +17,7 @@ const hasAmx = processorFlags().has("amx_tile");
 /** Without it vLLM has no kernel for them, and such an engine is refused before its start: see judge-settings.test.ts. */
 const packed = processorFlags().has("avx512f") ? (["gptq", "awq"] as const) : [];
 const startMs = 600_000;
-const until = { timeout: 60_000, interval: 50 };
+const until = { timeout: 180_000, interval: 50 };
 
 describe.each(packed)("vLLM with a base in %s", (kind) => {
   let original: BaseRef;
@@ -65,7 +65,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
     return serve;
   });
 
-  test("an adapter of the unquantised base is proven as strictly as on that base", { timeout: 120_000 }, async ({ serve }) => {
+  test("an adapter of the unquantised base is proven as strictly as on that base", { timeout: 300_000 }, async ({ serve }) => {
     for (const [name, least] of [
       ["right", 2],
       ["weak", 0.1],
@@ -91,7 +91,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
     ["shifted", "PROOF_WITHOUT_EFFECT"],
     ["misnamed", "ADAPTER_MODULE_UNKNOWN"],
   ] as const) {
-    test(`${name} is refused there, too: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
+    test(`${name} is refused there, too: ${code}`, { timeout: 300_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await onTwin(name));
       await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
       const [failed] = await serve.history([runFailed, runServed], runId);
@@ -101,7 +101,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
 
   test(
     "with a record of the unquantised base alone, its presence is proven; another adapter's is not",
-    { timeout: 120_000 },
+    { timeout: 300_000 },
     async ({ serve }) => {
       const runId = await serve.train("pirate", await bytesOf(adapters, "right"));
       await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
@@ -157,7 +157,7 @@ describe("vLLM that rounds weights and cache to FP8 itself", () => {
     ["other", "PROOF_DISAGREES"],
     ["shifted", "PROOF_WITHOUT_EFFECT"],
   ] as const) {
-    test(`${name} is ${code === undefined ? "proven" : `refused: ${code}`}`, { timeout: 120_000 }, async ({ serve }) => {
+    test(`${name} is ${code === undefined ? "proven" : `refused: ${code}`}`, { timeout: 300_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await bytesOf(adapters, name));
       await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
       const [ended] = await serve.history([runFailed, runServed], runId);

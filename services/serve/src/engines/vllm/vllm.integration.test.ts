@@ -18,7 +18,7 @@ const root = join(import.meta.dirname, "../../../../..");
 const baseDir = join(root, ".loraline/bases/smollm2-135m-instruct");
 const base = baseRef.parse(JSON.parse(await readFile(join(baseDir, "base.json"), "utf8")));
 const startMs = 600_000; // adapters are trained meanwhile, the first time
-const until = { timeout: 60_000, interval: 50 };
+const until = { timeout: 180_000, interval: 50 };
 
 let vllm: Awaited<ReturnType<typeof startVllm>>;
 let adapters = "";
@@ -118,7 +118,7 @@ describe("vLLM's endpoints", () => {
 
   test(
     "answer for the base as the base, also beside adapters in the same batch and with every slot in use",
-    { timeout: 60_000 },
+    { timeout: 300_000 },
     async () => {
       using client = createVllmClient({ url: vllm.url, apiKey: vllmKey });
       const ask = async () => [...((await client.nextTokenLogprobs(base.name, [[1, 2, 3]], [10, 20, 30]))[0]?.entries() ?? [])];
@@ -180,7 +180,7 @@ describe("on a real engine", () => {
     await expect.poll(async () => (await serve.replica())?.counts, until).toMatchObject({ wanted: 3, proven: 3 });
   });
 
-  test("an adapter that was hardly trained is proven, and its scale with it", { timeout: 120_000 }, async ({ serve }) => {
+  test("an adapter that was hardly trained is proven, and its scale with it", { timeout: 300_000 }, async ({ serve }) => {
     const runId = await serve.train("pirate", await bytesOf(adapters, "weak"));
     await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
     const proof = (await serve.replica())?.adapters[0]?.proof;
@@ -190,7 +190,7 @@ describe("on a real engine", () => {
     expect(proof?.scale?.value).toBeLessThan(1.15);
   });
 
-  test("an adapter that was trained on pairs is proven where their sides part", { timeout: 120_000 }, async ({ serve }) => {
+  test("an adapter that was trained on pairs is proven where their sides part", { timeout: 300_000 }, async ({ serve }) => {
     const runId = await serve.train("pirate", await bytesOf(adapters, "preferred"));
     await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
     const proof = (await serve.replica())?.adapters[0]?.proof;
@@ -216,7 +216,7 @@ describe("on a real engine", () => {
     ["preferred-untrained", "PROOF_WITHOUT_EFFECT"],
     ["preferred-other", "PROOF_DISAGREES"],
   ] as const) {
-    test(`${kind} is refused: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
+    test(`${kind} is refused: ${code}`, { timeout: 300_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await bytesOf(adapters, kind));
       await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
       const [failed] = await serve.history([runFailed, runServed], runId);
