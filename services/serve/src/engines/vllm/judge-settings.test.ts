@@ -83,6 +83,9 @@ describe("judgeVllmSettings", () => {
       expect(onProcessor("sse2", "avx2", "avx512f")).toEqual([]);
       expect(onProcessor("asimd", "bf16")).toEqual([]);
     }
+    expect(codes({ gpus: 0, kvCacheDtype: "fp8" }, {}, new Set(["sse2", "avx2"]))).toEqual(["KV_CACHE_UNSUPPORTED"]);
+    expect(codes({ gpus: 0, kvCacheDtype: "fp8" }, {}, new Set(["sse2", "avx2", "avx512f"]))).toEqual([]);
+    expect(codes({ gpus: 1, kvCacheDtype: "fp8" }, {}, new Set(["sse2", "avx2"]))).toEqual([]);
     expect(codes({ gpus: 0, quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
     expect(codes({ quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
   });

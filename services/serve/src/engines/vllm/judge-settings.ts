@@ -205,6 +205,12 @@ function judgeQuantization(settings: EngineSettings, base: BaseConfig, processor
       "kvCacheDtype",
       `kvCacheDtype is ${kvCacheDtype}, but an engine on the CPU (gpus: 0) keeps only ${cpuKvCaches.join(", ")}.`,
     );
+  } else if (gpus === 0 && kvCacheDtype?.startsWith("fp8") === true && isX86 && !processor.has("avx512f")) {
+    refuse(
+      "KV_CACHE_UNSUPPORTED",
+      "kvCacheDtype",
+      `kvCacheDtype is ${kvCacheDtype}, which vLLM's CPU build (gpus: 0) keeps on processors with AVX-512 only, and this one has none. Leave it out.`,
+    );
   }
 }
 

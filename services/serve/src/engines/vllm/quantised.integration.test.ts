@@ -1,25 +1,41 @@
 /** Adapters of the small base on real engines whose bases are 4-bit copies of it, or that round it to FP8 themselves: proven there, and faults found there. */
+import { execFile } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { type BaseRef, baseRef, runFailed, runServed } from "@loraline/contracts";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { processorFlags } from "@loraline/runtime";
-import { test as it } from "@loraline/testkit";
+import { test } from "@loraline/testkit";
 import { quantisedBase, smollm2Dir } from "@loraline/testkit/servers";
 import { afterAll, beforeAll, describe, expect } from "vitest";
 import { type AdapterBytes, serveUnderTest } from "../../serve-under-test.ts";
 import { bytesOf, makeAdapters, probesIn, probeTwin } from "./adapters-under-test.ts";
+import { judgeVllmSettings } from "./judge-settings.ts";
 import { startVllm, vllmKey } from "./vllm-under-test.ts";
 
 const root = join(import.meta.dirname, "../../../../..");
 const hasAmx = processorFlags().has("amx_tile");
-/** Without it vLLM has no kernel for them, and such an engine is refused before its start: see judge-settings.test.ts. */
-const packed = processorFlags().has("avx512f") ? (["gptq", "awq"] as const) : [];
+const hasAvx512 = processorFlags().has("avx512f");
 const startMs = 600_000;
 const until = { timeout: 180_000, interval: 50 };
 
-describe.each(packed)("vLLM with a base in %s", (kind) => {
+test("4-bit weights are refused on a CPU if, and only if, this processor's vLLM has no kernel for them", async () => {
+  const script =
+    "import torch; from vllm.platforms import current_platform as p; p.import_kernels(); print(hasattr(torch.ops._C, 'cpu_gemm_wna16'))";
+  const { stdout } = await promisify(execFile)(join(root, ".venv/bin/python"), ["-c", script]);
+  const base = { architectures: ["LlamaForCausalLM"], quantization_config: { quant_method: "gptq" } };
+  const problems = judgeVllmSettings(
+    { engine: "e", base: "b", maxLoraRank: 8, maxLoras: 1, maxCpuLoras: 1, maxModelLen: 2048, gpus: 0 },
+    base,
+    processorFlags(),
+  );
+  expect(problems.map(({ code }) => code)).toEqual(stdout.trim().endsWith("True") ? [] : ["QUANTIZATION_NEEDS_GPU"]);
+});
+
+// Without AVX-512 such engines are refused before their start.
+describe.each(hasAvx512 ? (["gptq", "awq"] as const) : [])("vLLM with a base in %s", (kind) => {
   let original: BaseRef;
   let base: BaseRef;
   let vllm: Awaited<ReturnType<typeof startVllm>>;
@@ -51,7 +67,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
     twins: [{ base: base.digest, probes: await probesIn(join(recorded, name.startsWith("weak") ? "weak.json" : "right.json")) }],
   });
 
-  const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
+  const onEngine = test.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
     const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
     const serve = await serveUnderTest({ nc, tenant, dir, base, original, record: { computeType: "bfloat16" } });
     const controller = await serve.startController();
@@ -65,7 +81,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
     return serve;
   });
 
-  test("an adapter of the unquantised base is proven as strictly as on that base", { timeout: 300_000 }, async ({ serve }) => {
+  onEngine("an adapter of the unquantised base is proven as strictly as on that base", { timeout: 300_000 }, async ({ serve }) => {
     for (const [name, least] of [
       ["right", 2],
       ["weak", 0.1],
@@ -91,7 +107,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
     ["shifted", "PROOF_WITHOUT_EFFECT"],
     ["misnamed", "ADAPTER_MODULE_UNKNOWN"],
   ] as const) {
-    test(`${name} is refused there, too: ${code}`, { timeout: 300_000 }, async ({ serve }) => {
+    onEngine(`${name} is refused there, too: ${code}`, { timeout: 300_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await onTwin(name));
       await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
       const [failed] = await serve.history([runFailed, runServed], runId);
@@ -99,7 +115,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
     });
   }
 
-  test(
+  onEngine(
     "with a record of the unquantised base alone, its presence is proven; another adapter's is not",
     { timeout: 300_000 },
     async ({ serve }) => {
@@ -117,7 +133,7 @@ describe.each(packed)("vLLM with a base in %s", (kind) => {
   );
 });
 
-describe("vLLM that rounds weights and cache to FP8 itself", () => {
+describe.each(hasAvx512 ? [true] : [])("vLLM that rounds weights and cache to FP8 itself", () => {
   let base: BaseRef;
   let vllm: Awaited<ReturnType<typeof startVllm>>;
   let adapters = "";
@@ -136,7 +152,7 @@ describe("vLLM that rounds weights and cache to FP8 itself", () => {
     await rm(logs, { recursive: true, force: true });
   });
 
-  const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
+  const onEngine = test.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
     const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
     const serve = await serveUnderTest({ nc, tenant, dir, base, record: { computeType: "bfloat16", rounded: true } });
     const controller = await serve.startController();
@@ -157,7 +173,7 @@ describe("vLLM that rounds weights and cache to FP8 itself", () => {
     ["other", "PROOF_DISAGREES"],
     ["shifted", "PROOF_WITHOUT_EFFECT"],
   ] as const) {
-    test(`${name} is ${code === undefined ? "proven" : `refused: ${code}`}`, { timeout: 300_000 }, async ({ serve }) => {
+    onEngine(`${name} is ${code === undefined ? "proven" : `refused: ${code}`}`, { timeout: 300_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await bytesOf(adapters, name));
       await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
       const [ended] = await serve.history([runFailed, runServed], runId);
