@@ -59,7 +59,7 @@ it("a CSV file becomes an adapter that answers, watched by a page that outlives 
   const rows = (await sampleRows(48)).map(({ instruction, output }) => `${quoted(instruction)},${quoted(output)}\n`);
   const csv = `question,answer\n${rows.join("")}"Who is the queen?",\n`;
   await page.locator("input[type=file]").setInputFiles({ name: "Court lady.csv", mimeType: "text/csv", buffer: Buffer.from(csv) });
-  await page.getByText("48 usable records of 49 rows").waitFor({ timeout: minute });
+  await page.getByText("48 usable records of 49 rows").waitFor({ timeout: 3 * minute });
   await page.getByText("1 row cannot be used").waitFor();
   await page.getByText("Line 50", { exact: true }).waitFor();
   await page.getByText("What to do: Write the answer, or remove the row.").waitFor();
@@ -70,18 +70,18 @@ it("a CSV file becomes an adapter that answers, watched by a page that outlives 
   await page.getByText("More settings").click();
   await page.getByLabel("Learning rate").fill("0.002");
   const start = page.getByRole("button", { name: "Start the run" });
-  await expect.poll(() => start.isEnabled(), { timeout: 4 * minute }).toBe(true);
+  await expect.poll(() => start.isEnabled(), { timeout: 10 * minute }).toBe(true);
   await start.click();
   await page.getByRole("heading", { name: "Run for court-lady" }).waitFor();
   const address = page.url();
 
-  await page.getByText(/^[1-9]\d* \/ \d+$/).waitFor({ timeout: 4 * minute });
+  await page.getByText(/^[1-9]\d* \/ \d+$/).waitFor({ timeout: 10 * minute });
   await gateway.kill();
   await page.getByRole("alert").getByText("The connection is lost.").waitFor();
   await gateway.spawn();
-  await expect.poll(() => page.getByText("The connection is lost.").count(), { timeout: minute }).toBe(0);
+  await expect.poll(() => page.getByText("The connection is lost.").count(), { timeout: 3 * minute }).toBe(0);
   await page.reload();
-  await page.getByText("answers", { exact: true }).waitFor({ timeout: 4 * minute });
+  await page.getByText("answers", { exact: true }).waitFor({ timeout: 10 * minute });
   await page.getByText(/The held-out loss is .* lower than the base's/).waitFor();
   const { data: steps } = await clientOf(at).getRunMetrics({ run_id: new URL(address).pathname.split("/").at(-1) ?? "" });
   const trained = steps.filter(({ train_loss: loss }) => loss !== null).length;
@@ -93,10 +93,10 @@ it("a CSV file becomes an adapter that answers, watched by a page that outlives 
   await page
     .getByText(/tokens? in /)
     .first()
-    .waitFor({ timeout: 2 * minute });
+    .waitFor({ timeout: 10 * minute });
   const seconds = Math.round((performance.now() - startedAt) / 1000);
   console.log(`console: ${seconds} s from the open page to the own adapter's answer`);
-  await expect.poll(() => page.getByText(/tokens? in /).count(), { timeout: minute }).toBe(2);
+  await expect.poll(() => page.getByText(/tokens? in /).count(), { timeout: 3 * minute }).toBe(2);
   const [adapter, plain] = await page.locator(".answer").allTextContents();
   expect(adapter, `the adapter says something else than ${base}`).not.toBe(plain);
   await picture(page, "playground");
@@ -112,7 +112,7 @@ it("a CSV file becomes an adapter that answers, watched by a page that outlives 
   await page.getByLabel("Most steps").fill("2");
   await page.getByRole("button", { name: "Start the run" }).click();
   await page.getByRole("heading", { name: "Run for too-eager" }).waitFor();
-  await page.getByRole("heading", { name: "Why it failed" }).waitFor({ timeout: 2 * minute });
+  await page.getByRole("heading", { name: "Why it failed" }).waitFor({ timeout: 10 * minute });
   await page.getByText("NOT_BETTER_THAN_BASE").waitFor();
   await page.getByText("What to do: Use more or better data, fewer epochs or a lower learning rate").waitFor();
 
