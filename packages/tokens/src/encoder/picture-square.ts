@@ -31,7 +31,9 @@ export const square: PictureFamilyWriter<Square> = {
         z
           .object({
             do_center_crop: z.literal(true).default(true),
-            crop_size: z.union([fixed, side.transform((length) => ({ width: length, height: length }))]).default({ width: 224, height: 224 }),
+            crop_size: z
+              .union([fixed, side.transform((length) => ({ width: length, height: length }))])
+              .default({ width: 224, height: 224 }),
           })
           .transform(({ crop_size }) => crop_size),
         z.object({ do_center_crop: z.literal(false), do_resize: z.literal(true).default(true), size: fixed }).transform(({ size }) => size),

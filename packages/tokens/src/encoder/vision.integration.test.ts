@@ -90,7 +90,12 @@ beforeAll(async () => {
   }
   for (const [name, image] of Object.entries(canvases)) {
     const special = { eos: "<|im_end|>", pad: "<|im_end|>" };
-    const folder = await makeBase(join(dir, name), { template: internVl, special, tokens: Object.values(internNames), stops: ["<|im_end|>"] });
+    const folder = await makeBase(join(dir, name), {
+      template: internVl,
+      special,
+      tokens: Object.values(internNames),
+      stops: ["<|im_end|>"],
+    });
     addTo(join(folder, "tokenizer_config.json"), { extra_special_tokens: internNames });
     writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify(image));
     writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "InternVLProcessor", image_seq_length: 4 }));

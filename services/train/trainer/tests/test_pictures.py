@@ -248,6 +248,22 @@ def test_the_self_test_finds_pictures_that_change_places(shown, monkeypatch):
     assert run.result["error"]["code"] == "PACKING_SELF_TEST_FAILED"
 
 
+@pytest.mark.parametrize("family", ["internvl", "llava", "llava with CLIP's token"])
+def test_a_picture_has_as_many_tokens_as_its_model_makes_of_it(base_of, family):
+    import pictures
+
+    name, *full = family.split(" with ")
+    more = {"vision_feature_select_strategy": "full"} if full else {}
+    model = hf.AutoModelForImageTextToText.from_pretrained(base_of(name), dtype=torch.float32, **more)
+    processor, ours = hf.AutoImageProcessor.from_pretrained(base_of(name)), pictures.FAMILIES[name](model.config)
+    ready = [ours.prepare(processor, Image.new("RGB", size)) for size in [(16, 16), (50, 30), (9, 90), (3, 2)]]
+    with torch.no_grad():
+        features = model.get_image_features(**ours.together(ready)).pooler_output
+    assert sum(map(ours.tokens_of, ready)) == sum(len(each) for each in features)
+    tiles = [len(each["pixel_values"]) for each in ready]
+    assert tiles == ([1, 7, 11, 1] if name == "internvl" else [1, 1, 1, 1])
+
+
 @pytest.mark.parametrize("family", QWEN_TOWERS)
 def test_positions_are_those_that_the_model_finds_for_each_sequence(base_of, family):
     import pictures
