@@ -245,8 +245,9 @@ def let_see(family: str, out: Path) -> None:
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         tokenizer["added_tokens"].append({"id": number, "content": content, **flags})
     (out / "tokenizer.json").write_text(json.dumps(tokenizer))
-    told = json.loads((out / "tokenizer_config.json").read_text())
-    (out / "tokenizer_config.json").write_text(json.dumps(told | {"extra_special_tokens": sight.names}))
+    if sight.names:
+        told = json.loads((out / "tokenizer_config.json").read_text())
+        (out / "tokenizer_config.json").write_text(json.dumps(told | {"extra_special_tokens": sight.names}))
     (out / "chat_template.jinja").write_text(TEMPLATE.replace("WRITTEN", sight.written.replace("\n", "\\n")))
 
 
