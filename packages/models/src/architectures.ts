@@ -10,7 +10,7 @@ interface Wrapper {
   /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; families-under-test.py makes a small one. */
   readonly refused?: string;
   /**
-   * How it takes pictures (packages/tokens/src/encoder/vision.ts, services/train/trainer/pictures.py). Absent: none are trained or served, because
+   * How it takes pictures (packages/tokens/src/pictures/vision.ts, services/train/trainer/pictures.py). Absent: none are trained or served, because
    * the trainer does not know its processor, or vLLM needs something for it that is not installed.
    */
   readonly pictures?: PictureFamily;

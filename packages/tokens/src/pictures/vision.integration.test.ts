@@ -7,9 +7,9 @@ import { type Message, pictureMark, type Rec, tokenizeSpec } from "@loraline/con
 import { digestOf } from "@loraline/objects";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { assistant, chat, makeBase, root, system, user } from "../tokenize-under-test.ts";
-import { createRecordEncoder } from "./encode-records.ts";
-import { ignored } from "./encode-pieces.ts";
-import { type Base, loadBase } from "./load-base.ts";
+import { createRecordEncoder } from "../encoder/encode-records.ts";
+import { ignored } from "../encoder/encode-pieces.ts";
+import { type Base, loadBase } from "../encoder/load-base.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "loraline-vision-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
