@@ -228,6 +228,9 @@ def make_base(family: str, tokenizer: Path, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, out / name)
+    if family == "llava":  # published ones name their tower as older transformers did, and vLLM knows no other names
+        file = out / "model.safetensors"
+        save_file({name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     if family in SEES:
         let_see(family, out)
     (out / "base.json").write_text(json.dumps({"name": family, "revision": "1", "digest": f"sha256:{'0' * 64}"}))
