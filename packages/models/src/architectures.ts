@@ -10,13 +10,15 @@ interface Wrapper {
   /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; families-under-test.py makes a small one. */
   readonly refused?: string;
   /**
-   * How it takes pictures (packages/tokens/src/encoder/vision.ts, services/train/trainer/pictures.py). Absent: none are trained or served, because
+   * How it takes pictures (packages/tokens/src/pictures/vision.ts, services/train/trainer/pictures.py). Absent: none are trained or served, because
    * the trainer does not know its processor, or vLLM needs something for it that is not installed.
    */
   readonly pictures?: PictureFamily;
+  /** `model_type` of the only tower with which it takes pictures so. Absent: the architecture has one kind of tower. */
+  readonly tower?: string;
 }
 
-export type PictureFamily = "idefics3" | "qwen-vl";
+export type PictureFamily = "idefics3" | "internvl" | "llava" | "qwen-vl";
 
 const inside: Wrapper = { languageModel: "model.language_model." };
 const qwen: Wrapper = { ...inside, pictures: "qwen-vl" };
@@ -33,8 +35,9 @@ const wrappers: Readonly<Record<string, Wrapper>> = {
     // The proof of its tiny member says so (PROOF_SCALING); `permute_qk_weight_for_rotary` in vLLM's llama4.py is why.
     refused: "vLLM 0.32 keeps its q_proj and k_proj in another order than an adapter's, and so applies adapters wrongly",
   },
-  InternVLForConditionalGeneration: inside,
-  LlavaForConditionalGeneration: inside,
+  InternVLForConditionalGeneration: { ...inside, pictures: "internvl" },
+  // With Pixtral's tower it is another family, whose pictures keep their shapes.
+  LlavaForConditionalGeneration: { ...inside, pictures: "llava", tower: "clip_vision_model" },
   LlavaNextForConditionalGeneration: inside,
   Gemma3ForConditionalGeneration: inside,
   Mistral3ForConditionalGeneration: inside,
@@ -74,6 +77,14 @@ export function wrapperOf(config: unknown): Wrapper | undefined {
   const names = Array.isArray(architectures) ? architectures.filter((each) => typeof each === "string") : [];
   const name = names.find((each) => Object.hasOwn(wrappers, each));
   return name === undefined ? undefined : wrappers[name];
+}
+
+/** @param config - a model's config.json. undefined: it takes no pictures, or in a way that is not known here. */
+export function picturesOf(config: unknown): PictureFamily | undefined {
+  const { pictures, tower } = wrapperOf(config) ?? {};
+  const { vision_config: vision } = (config ?? {}) as { vision_config?: { model_type?: unknown } | null };
+  // transformers takes the usual tower where none is named.
+  return tower === undefined || (vision?.model_type ?? tower) === tower ? pictures : undefined;
 }
 
 /** Whether a module's name is one of a language model in a wrapper. */

@@ -2,7 +2,7 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { BaseModules } from "@loraline/contracts";
-import { hasExperts, wrapperOf } from "./architectures.ts";
+import { hasExperts, type PictureFamily, picturesOf, wrapperOf } from "./architectures.ts";
 import { expandModules, type ModuleShapes, modulesOfBase } from "./base-modules.ts";
 import { shortNames } from "./module-patterns.ts";
 import { packingOf, unpackedTensors } from "./quantised-tensors.ts";
@@ -34,6 +34,8 @@ export interface ServedParts {
   languageModelOnly: boolean;
   /** Most pictures in a request; 0: it takes none. */
   pictures: number;
+  /** How it takes them; null: not at all. */
+  pictureFamily: PictureFamily | null;
   /**
    * The modules that adapters may have, by the last parts of their names; null: all that the engine knows. Those of a mixture of experts are
    * without the experts: no adapter that is trained here has them, their slots take many times the memory, and vLLM's CPU build cannot start so.
@@ -50,12 +52,12 @@ const processorFiles = ["preprocessor_config.json", "processor_config.json"];
 export async function readServedParts(dir: string): Promise<ServedParts> {
   const config: unknown = JSON.parse(await readFile(join(dir, "config.json"), "utf8"));
   const modules = hasExperts(config) ? await readBaseModules(dir) : undefined;
-  const wrapper = wrapperOf(config);
   const hasProcessor = (await readdir(dir)).some((name) => processorFiles.includes(name));
-  const pictures = wrapper?.pictures !== undefined && hasProcessor ? mostPictures : 0;
+  const pictureFamily = (hasProcessor && picturesOf(config)) || null;
   return {
-    languageModelOnly: wrapper !== undefined && pictures === 0,
-    pictures,
+    languageModelOnly: wrapperOf(config) !== undefined && pictureFamily === null,
+    pictures: pictureFamily === null ? 0 : mostPictures,
+    pictureFamily,
     loraModules: modules === undefined ? null : shortNames(modules.keys()),
   };
 }

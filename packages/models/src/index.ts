@@ -1,4 +1,4 @@
-export { type PictureFamily, servedWrappers, wrapperOf } from "./architectures.ts";
+export { type PictureFamily, picturesOf, servedWrappers, wrapperOf } from "./architectures.ts";
 export { readAdapterHead } from "./adapter-head.ts";
 export { describeBase, readBaseModules, readServedParts, type ServedParts } from "./base-files.ts";
 export { expandModules, type ModuleShapes } from "./base-modules.ts";

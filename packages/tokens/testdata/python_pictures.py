@@ -5,9 +5,10 @@ import sys
 
 import torch
 from PIL import Image
-from transformers import Idefics3Processor, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from transformers import Idefics3Processor, InternVLProcessor, LlavaProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 
-CLASSES = {each.__name__: each for each in (Idefics3Processor, Qwen2VLProcessor, Qwen2_5_VLProcessor, Qwen3VLProcessor)}
+QWENS = (Qwen2VLProcessor, Qwen2_5_VLProcessor, Qwen3VLProcessor)
+CLASSES = {each.__name__: each for each in (Idefics3Processor, InternVLProcessor, LlavaProcessor, *QWENS)}
 
 
 def load(folder):

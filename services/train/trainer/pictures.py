@@ -72,6 +72,38 @@ class Tiles(Family):
         return {name: torch.cat([each[name] for each in ready])[None] for name in ready[0]}
 
 
+class Squares(Family):
+    """A picture is one square of a fixed size."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        self.tokens_of_square = patches + (config.vision_feature_select_strategy == "full")  # with the token that CLIP puts in front
+
+    def prepare(self, processor, image):
+        """`pixel_values` [squares, 3, size, size] in float32."""
+        return {"pixel_values": processor([image], return_tensors="pt")["pixel_values"]}
+
+    def tokens_of(self, ready):
+        return len(ready["pixel_values"]) * self.tokens_of_square
+
+    def together(self, ready):
+        return {"pixel_values": torch.cat([each["pixel_values"] for each in ready])}
+
+
+class Canvases(Squares):
+    """A picture is the squares of a canvas that has nearly its shape, and where there are several the whole in another one."""
+
+    def __init__(self, config: Any):
+        Family.__init__(self, config)
+        (height, width), (rows, columns) = config.vision_config.image_size, config.vision_config.patch_size
+        self.tokens_of_square = int((height // rows) * (width // columns) * config.downsample_ratio**2)
+
+    def prepare(self, processor, image):
+        """As of `Squares`. The base's whole processor always asks its image processor to crop, whatever that one's file says."""
+        return {"pixel_values": processor([image], crop_to_patches=True, return_tensors="pt")["pixel_values"]}
+
+
 class Grids(Family):
     """
     A picture is a grid of patches, as large as the picture; `merge` x `merge` of them are a token. Tokens have three positions: time, row and column
@@ -123,6 +155,8 @@ class Grids(Family):
 # By model_type. packages/models/src/architectures.ts says which of them are served.
 FAMILIES: dict[str, type[Family]] = {
     **dict.fromkeys(("idefics3", "smolvlm"), Tiles),
+    "internvl": Canvases,
+    "llava": Squares,
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), Grids),
 }
 

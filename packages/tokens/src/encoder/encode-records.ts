@@ -8,7 +8,7 @@ import type { Base } from "./load-base.ts";
 import { drop, type Encoded, type Reason, type RecordEncoder, type TokenizeSpec } from "./record-encoder.ts";
 import { partsOf } from "../templates/content-parts.ts";
 import { append, createSplit, type Piece } from "../templates/pieces.ts";
-import { spellPicture, type Vision } from "./vision.ts";
+import { spellPicture, type Vision } from "../pictures/vision.ts";
 import { type ChatTemplate, recogniseTemplate } from "../templates/recognise-template.ts";
 import type { Conversation, Sample } from "../templates/render-jinja.ts";
 import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts";

@@ -6,7 +6,7 @@ import { baseVersion, readBaseRef } from "@loraline/models/base-ref";
 import { digestOf } from "@loraline/objects/digest";
 import { PermanentError } from "@loraline/runtime/errors";
 import { z } from "zod";
-import { readVision, type Vision } from "./vision.ts";
+import { readVision, type Vision } from "../pictures/vision.ts";
 import { createEncoder, type Encoder, type EncoderOptions } from "./encoder.ts";
 
 interface SpecialTokens {

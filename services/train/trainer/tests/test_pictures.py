@@ -36,6 +36,34 @@ def idefics3():
     return model, {"image_processor_type": "Idefics3ImageProcessor", "do_image_splitting": False, "size": edge, "max_image_size": edge}
 
 
+def internvl():
+    """Its tower's patches become a quarter as many tokens. A square picture is one tile."""
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 4}
+    config = hf.InternVLConfig(text_config=TEXT | {"model_type": "qwen2"}, vision_config=tower, image_token_id=IMAGE)
+    model = hf.InternVLForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.patch_embeddings.projection.weight, std=0.3)
+    strengthen(model.model.multi_modal_projector)
+    square = {"height": SIZE, "width": SIZE}
+    return model, {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": False, "size": square}
+
+
+def llava():
+    """The layer before the last one, without CLIP's first token."""
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 8}
+    config = hf.LlavaConfig(text_config=TEXT | {"model_type": "llama"}, vision_config=tower, image_token_index=IMAGE)
+    model = hf.LlavaForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.patch_embedding.weight, std=0.3)
+    strengthen(model.model.multi_modal_projector)
+    square = {"height": SIZE, "width": SIZE}
+    return model, {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": SIZE}, "crop_size": square}
+
+
+def strengthen(projector) -> None:
+    for parameter in projector.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+
+
 QWEN_TOWER = {"depth": 1, "hidden_size": 32, "out_hidden_size": TEXT["hidden_size"], "intermediate_size": 16, "num_heads": 2, "patch_size": 4}
 QWEN_TOWERS: dict[str, tuple[str, dict]] = {
     "qwen2_vl": ("Qwen2VL", {"depth": 1, "embed_dim": 32, "hidden_size": TEXT["hidden_size"], "num_heads": 2, "mlp_ratio": 1, "patch_size": 4}),
@@ -52,11 +80,12 @@ def qwen(kind: str):
     config = getattr(hf, f"{name}Config")(text_config=TEXT | rope, vision_config=tower, tie_word_embeddings=True, **ids)
     model = getattr(hf, f"{name}ForConditionalGeneration")(config)
     torch.nn.init.normal_(model.model.visual.patch_embed.proj.weight, std=0.3)
-    for parameter in model.model.visual.merger.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
+    strengthen(model.model.visual.merger)
     processor = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 4096}}
     return model, processor | {"image_processor_type": "Qwen2VLImageProcessor"}
+
+
+OTHERS = {"idefics3": idefics3, "internvl": internvl, "llava": llava}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +95,7 @@ def base_of(tmp_path_factory):
     def make(family: str):
         directory = tmp_path_factory.mktemp(family)
         torch.manual_seed(0)
-        model, processor = idefics3() if family == "idefics3" else qwen(family)
+        model, processor = OTHERS[family]() if family in OTHERS else qwen(family)
         model.generation_config.eos_token_id = 2
         model.to(torch.bfloat16).save_pretrained(directory)
         (directory / "preprocessor_config.json").write_text(json.dumps(processor | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
@@ -137,7 +166,7 @@ def shown(directory, base_of):
     return make
 
 
-@pytest.mark.parametrize("family", ["idefics3", *QWEN_TOWERS])
+@pytest.mark.parametrize("family", [*OTHERS, *QWEN_TOWERS])
 def test_it_learns_to_tell_what_it_sees(shown, family):
     run = shown(family=family, training={"num_train_epochs": 10, "save_steps": 100}, lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0})
     assert run.run() == 0, run.result["error"]
@@ -217,6 +246,22 @@ def test_the_self_test_finds_pictures_that_change_places(shown, monkeypatch):
     run = shown()
     assert run.run() == 1
     assert run.result["error"]["code"] == "PACKING_SELF_TEST_FAILED"
+
+
+@pytest.mark.parametrize("family", ["internvl", "llava", "llava with CLIP's token"])
+def test_a_picture_has_as_many_tokens_as_its_model_makes_of_it(base_of, family):
+    import pictures
+
+    name, *full = family.split(" with ")
+    more = {"vision_feature_select_strategy": "full"} if full else {}
+    model = hf.AutoModelForImageTextToText.from_pretrained(base_of(name), dtype=torch.float32, **more)
+    processor, ours = hf.AutoImageProcessor.from_pretrained(base_of(name)), pictures.FAMILIES[name](model.config)
+    ready = [ours.prepare(processor, Image.new("RGB", size)) for size in [(16, 16), (50, 30), (9, 90), (3, 2)]]
+    with torch.no_grad():
+        features = model.get_image_features(**ours.together(ready)).pooler_output
+    assert sum(map(ours.tokens_of, ready)) == sum(len(each) for each in features)
+    tiles = [len(each["pixel_values"]) for each in ready]
+    assert tiles == ([1, 7, 11, 1] if name == "internvl" else [1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("family", QWEN_TOWERS)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 import numpy as np
@@ -104,6 +104,12 @@ def idefics(config, tower: str):
     return around(config, "llama", tower, image_token_id=IMAGE, scale_factor=2, pad_token_id=2)
 
 
+def llava():
+    """As LLaVA 1.5: the layer before the last one, without the token that CLIP puts in front."""
+    tower = TOWER | {"model_type": "clip_vision_model", "num_hidden_layers": 2, "image_size": 42}
+    return hf.LlavaConfig(text_config=TEXT | {"model_type": "llama"}, vision_config=tower, image_token_index=IMAGE, tie_word_embeddings=False)
+
+
 MROPE = rope(mrope_section=[4, 6, 6])
 INTERLEAVED = rope(mrope_section=[6, 5, 5], mrope_interleaved=True)  # transformers always has Qwen3-VL's so, vLLM where the config says it
 FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -127,14 +133,13 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "llama4": ("Llama4ForConditionalGeneration", llama4),
     "internvl": (
         "InternVLForConditionalGeneration",
-        lambda: hf.InternVLConfig(text_config=TEXT | {"model_type": "qwen2"}, vision_config=TOWER | {"image_size": [28, 28], "patch_size": [14, 14]}),
+        lambda: hf.InternVLConfig(
+            text_config=TEXT | {"model_type": "qwen2"}, vision_config=TOWER | {"image_size": [56, 56], "patch_size": [14, 14]}, image_token_id=IMAGE
+        ),
     ),
     "smolvlm": ("SmolVLMForConditionalGeneration", lambda: idefics(hf.SmolVLMConfig, "smolvlm_vision")),
     "idefics3": ("Idefics3ForConditionalGeneration", lambda: idefics(hf.Idefics3Config, "idefics3_vision")),
-    "llava": (
-        "LlavaForConditionalGeneration",
-        lambda: around(hf.LlavaConfig, "llama", "clip_vision_model", image_token_index=IMAGE, vision_feature_layer=-1),
-    ),
+    "llava": ("LlavaForConditionalGeneration", llava),
     "llava-next": (
         "LlavaNextForConditionalGeneration",
         lambda: around(hf.LlavaNextConfig, "llama", "clip_vision_model", image_token_index=IMAGE, vision_feature_layer=-1, image_grid_pinpoints=[[28, 56]]),
@@ -145,17 +150,65 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "qwen3-moe": ("Qwen3MoeForCausalLM", lambda: hf.Qwen3MoeConfig(**TEXT, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2)),
 }
 
-# Sides of what a token stands for, in pixels, and the processors' names.
+
+class Sight(NamedTuple):
+    """How a family's own bases take pictures, made small."""
+
+    side: int  # of a tile or of what a token stands for, in pixels; a picture here is two of them high and three wide
+    image: dict[str, Any]  # what its image processor is told
+    processor: dict[str, Any]  # what its processor is told
+    tokens: tuple[str, ...]  # added to the tokenizer from IMAGE on
+    written: str  # what the template writes for a picture
+    shown: tuple[str, ...]  # the tokens that the picture becomes
+    names: dict[str, str]  # by which the tokenizer knows tokens
+
+
+def qwen_sight(side: int, processor: str) -> Sight:
+    sized = {"patch_size": side // 2, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": side**2, "longest_edge": 16 * side**2}}
+    return Sight(
+        side=side,
+        image={"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor} | sized,
+        processor={},
+        tokens=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+        written="<|vision_start|><|image_pad|><|vision_end|>",
+        shown=("<|vision_start|>", *["<|image_pad|>"] * 6, "<|vision_end|>"),
+        names={},
+    )
+
+
 SEES = {
-    "qwen2-vl": (28, "Qwen2VLProcessor"),
-    "qwen2.5-vl": (28, "Qwen2_5_VLProcessor"),
-    "qwen3-vl": (32, "Qwen3VLProcessor"),
-    "qwen3.5": (32, "Qwen3VLProcessor"),
+    "qwen2-vl": qwen_sight(28, "Qwen2VLProcessor"),
+    "qwen2.5-vl": qwen_sight(28, "Qwen2_5_VLProcessor"),
+    "qwen3-vl": qwen_sight(32, "Qwen3VLProcessor"),
+    "qwen3.5": qwen_sight(32, "Qwen3VLProcessor"),
+    "internvl": Sight(
+        side=56,
+        # InternVL's bases say so, too, and their processor crops all the same.
+        image={"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": False, "size": {"height": 56, "width": 56}},
+        processor={"processor_class": "InternVLProcessor", "image_seq_length": 4},
+        tokens=("<IMG_CONTEXT>", "<video>", "<img>", "</img>"),
+        written="<IMG_CONTEXT>\n",
+        shown=("<img>", *["<IMG_CONTEXT>"] * (6 + 1) * 4, "</img>", "\n"),  # six tiles and the whole
+        names={"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>", "start_image_token": "<img>", "end_image_token": "</img>"},
+    ),
+    "llava": Sight(
+        side=42,
+        image={"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 42}, "crop_size": {"height": 42, "width": 42}},
+        processor={
+            "processor_class": "LlavaProcessor",
+            "patch_size": 14,
+            "num_additional_image_tokens": 1,
+            "vision_feature_select_strategy": "default",
+        },
+        tokens=("<image>",),
+        written="<image>\n",
+        shown=(*["<image>"] * 9, "\n"),
+        names={},
+    ),
 }
-QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-QWEN_TEMPLATE = (
+TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ 'WRITTEN' }}{% else %}{{ content['text'] }}"
     "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -175,6 +228,9 @@ def make_base(family: str, tokenizer: Path, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, out / name)
+    if family == "llava":  # published ones name their tower as older transformers did, and vLLM knows no other names
+        file = out / "model.safetensors"
+        save_file({name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     if family in SEES:
         let_see(family, out)
     (out / "base.json").write_text(json.dumps({"name": family, "revision": "1", "digest": f"sha256:{'0' * 64}"}))
@@ -182,31 +238,34 @@ def make_base(family: str, tokenizer: Path, out: Path) -> None:
 
 def let_see(family: str, out: Path) -> None:
     """Processor, tokens and template as the family's own bases have them, with small pictures."""
-    side, processor = SEES[family]
-    sized = {"patch_size": side // 2, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": side**2, "longest_edge": 16 * side**2}}
-    named = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (out / "preprocessor_config.json").write_text(json.dumps(sized | named))
+    sight = SEES[family]
+    (out / "preprocessor_config.json").write_text(json.dumps(sight.image | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    if sight.processor:
+        (out / "processor_config.json").write_text(json.dumps(sight.processor))
     tokenizer = json.loads((out / "tokenizer.json").read_text())
-    for number in range(len(tokenizer["model"]["vocab"]), IMAGE + len(QWEN_TOKENS)):  # those in between have names, too, or numbers would move
-        content = QWEN_TOKENS[number - IMAGE] if number >= IMAGE else f"<|reserved_{number}|>"
+    for number in range(len(tokenizer["model"]["vocab"]), IMAGE + len(sight.tokens)):  # those in between have names, too, or numbers would move
+        content = sight.tokens[number - IMAGE] if number >= IMAGE else f"<|reserved_{number}|>"
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         tokenizer["added_tokens"].append({"id": number, "content": content, **flags})
     (out / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (out / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+    if sight.names:
+        told = json.loads((out / "tokenizer_config.json").read_text())
+        (out / "tokenizer_config.json").write_text(json.dumps(told | {"extra_special_tokens": sight.names}))
+    (out / "chat_template.jinja").write_text(TEMPLATE.replace("WRITTEN", sight.written.replace("\n", "\\n")))
 
 
 class Pictures:
-    """Random pictures of a few tokens, wider than high, in a run's folder."""
+    """Random pictures, wider than high, in a run's folder."""
 
     def __init__(self, base: Path, directory: Path, random: np.random.Generator):
-        self.side = SEES[base.name][0]
+        sight = SEES[base.name]
+        self.side = sight.side
         self.folder, self.random = directory / "pictures", random
         self.folder.mkdir()
         encode = Tokenizer.from_file(str(base / "tokenizer.json")).encode
-        image, _, start, end = range(IMAGE, IMAGE + 4)
-        shown = [start, *[image] * 6, end]
-        tokens = lambda text: encode(text, add_special_tokens=False).ids  # noqa: E731
-        self.prompt = [*tokens("<|im_start|>user\n"), *shown, *tokens("What is it?<|im_end|>\n<|im_start|>assistant\n")]
+        # One text, since a newline behind a picture may join what follows.
+        asked = f"<|im_start|>user\n{''.join(sight.shown)}What is it?<|im_end|>\n<|im_start|>assistant\n"
+        self.prompt = encode(asked, add_special_tokens=False).ids
 
     def draw(self) -> str:
         file = io.BytesIO()

@@ -1,6 +1,6 @@
 /** How vLLM has to be started for Loraline: the flags and environment variables that do not depend on the machine. */
 import type { ComputeType } from "@loraline/contracts";
-import type { ServedParts } from "@loraline/models";
+import type { PictureFamily, ServedParts } from "@loraline/models";
 
 interface VllmStart {
   /** Folder of the base. */
@@ -46,11 +46,21 @@ export const vllmArgs = (start: VllmStart): string[] => [
  * can reach, so only those of a domain that cannot exist are allowed. It keeps none from one request for the next, or the time of an answer
  * would tell a tenant which pictures others had sent, and whoever knows a picture's `uuid` could ask about it.
  */
-export const pictureFlags = ({ pictures }: Pick<ServedParts, "pictures">): Record<string, unknown> =>
-  pictures === 0
+export const pictureFlags = ({ pictures, pictureFamily }: Pick<ServedParts, "pictures" | "pictureFamily">): Record<string, unknown> =>
+  pictureFamily === null
     ? {}
-    : { "limit-mm-per-prompt": { image: pictures, video: 0 }, "allowed-media-domains": [noDomain], "mm-processor-cache-gb": 0 };
+    : {
+        "limit-mm-per-prompt": { image: pictures, video: 0 },
+        "allowed-media-domains": [noDomain],
+        "mm-processor-cache-gb": 0,
+        ...processorFlags[pictureFamily],
+      };
 const noDomain = "pictures.invalid";
+const processorFlags: Partial<Record<PictureFamily, Record<string, unknown>>> = {
+  // InternVL's processor cuts every picture into tiles, but most bases' files say that it does not. vLLM believes the files when it reserves
+  // memory, so that it would refuse pictures of many tiles.
+  internvl: { "mm-processor-kwargs": { crop_to_patches: true } },
+};
 
 /** Flags of an engine on a CPU that shares its machine with training. */
 export const vllmCpuArgs = (computeType: ComputeType): string[] => [

@@ -20,7 +20,10 @@ test("the parser that Qwen's template asks for finds the calls", { timeout: 300_
     const base = baseRef.parse(JSON.parse(await readFile(join(root, ".loraline/bases/smollm2-135m-instruct/base.json"), "utf8")));
     const toolCallParser = vllm.toolCallParserOf(await readFile(chatTemplateFile, "utf8"));
     expect(toolCallParser).toBe("hermes");
-    const files = await vllm.startFiles({ parts: { languageModelOnly: false, pictures: 0, loraModules: null }, toolCallParser });
+    const files = await vllm.startFiles({
+      parts: { languageModelOnly: false, pictures: 0, pictureFamily: null, loraModules: null },
+      toolCallParser,
+    });
     const config = join(dir, "vllm.yaml");
     await writeFile(config, files["vllm.yaml"] ?? "");
     await using engine = await startVllm({ root, base, logFile: join(dir, "vllm.log"), chatTemplateFile, args: ["--config", config] });

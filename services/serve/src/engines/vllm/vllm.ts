@@ -14,14 +14,14 @@ export const vllm: EngineKind = {
   connect: createVllmClient,
   judgeSettings: judgeVllmSettings,
   toolCallParserOf: vllmToolParserOf,
-  startFiles: async ({ toolCallParser, parts: { languageModelOnly, pictures, loraModules } }) => ({
+  startFiles: async ({ toolCallParser, parts }) => ({
     [guard]: await readFile(join(import.meta.dirname, guard), "utf8"),
     // Given with --config. JSON is YAML, too.
     "vllm.yaml": JSON.stringify({
       ...(toolCallParser === null ? {} : { "enable-auto-tool-choice": true, "tool-call-parser": toolCallParser }),
-      ...(languageModelOnly ? { "language-model-only": true } : {}),
-      ...pictureFlags({ pictures }),
-      ...(loraModules === null ? {} : { "lora-target-modules": loraModules }),
+      ...(parts.languageModelOnly ? { "language-model-only": true } : {}),
+      ...pictureFlags(parts),
+      ...(parts.loraModules === null ? {} : { "lora-target-modules": parts.loraModules }),
     }),
   }),
 };

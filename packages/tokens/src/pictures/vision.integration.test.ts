@@ -1,15 +1,15 @@
 /** Pictures become the tokens that transformers' own processor gives them, whatever their size. */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Message, pictureMark, type Rec, tokenizeSpec } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { assistant, chat, makeBase, root, system, user } from "../tokenize-under-test.ts";
-import { createRecordEncoder } from "./encode-records.ts";
-import { ignored } from "./encode-pieces.ts";
-import { type Base, loadBase } from "./load-base.ts";
+import { createRecordEncoder } from "../encoder/encode-records.ts";
+import { ignored } from "../encoder/encode-pieces.ts";
+import { type Base, loadBase } from "../encoder/load-base.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "loraline-vision-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
@@ -40,6 +40,32 @@ const grids = {
   qwen3: { ...qwen, processor_class: "Qwen3VLProcessor", patch_size: 16, size: { longest_edge: 16_777_216, shortest_edge: 65_536 } },
   defaults: { image_processor_type: "Qwen2VLImageProcessorFast", processor_class: "Qwen2_5_VLProcessor" },
 };
+/** As InternVL's bases write them. Its picture's token is one of three, and its processor takes their names from the tokenizer. */
+const internVl =
+  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const internNames = { context_image_token: "<IMG_CONTEXT>", start_image_token: "<img>", end_image_token: "</img>", video_token: "<video>" };
+const intern = { image_processor_type: "GotOcr2ImageProcessorFast", processor_class: "InternVLProcessor", crop_to_patches: false };
+/** As InternVL3's bases have it, and smaller ones. */
+const canvases = {
+  internvl3: { ...intern, min_patches: 1, max_patches: 12, size: { width: 448, height: 448 } },
+  few: { ...intern, crop_to_patches: true, min_patches: 2, max_patches: 5, size: { width: 32, height: 64 } },
+  one: { ...intern, max_patches: 1, size: { width: 32, height: 32 } },
+};
+/** As LLaVA 1.5's bases write them, a message's pictures first, but with the end of an answer, which they leave out. */
+const llava =
+  "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{% if message['role'] == 'assistant' %}{% generation %}{{ part['text'] + '</s>' }}{% endgeneration %}{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
+const clip = { image_processor_type: "CLIPImageProcessor", processor_class: "LlavaProcessor" };
+const squares = {
+  llava15: [
+    { ...clip, size: { shortest_edge: 336 }, crop_size: { width: 336, height: 336 }, do_center_crop: true },
+    { patch_size: 14, num_additional_image_tokens: 1, vision_feature_select_strategy: "default" },
+  ],
+  full: [
+    { ...clip, size: { shortest_edge: 28 }, crop_size: 28 },
+    { patch_size: 14, num_additional_image_tokens: 1, vision_feature_select_strategy: "full" },
+  ],
+  uncut: [{ ...clip, do_center_crop: false, size: { width: 60, height: 32 } }, { patch_size: 16 }],
+} as const;
 const bases = new Map<string, Base>();
 beforeAll(async () => {
   for (const [name, image] of Object.entries(processors)) {
@@ -62,7 +88,36 @@ beforeAll(async () => {
     writeFileSync(join(folder, "config.json"), JSON.stringify(config));
     bases.set(name, await loadBase(folder));
   }
+  for (const [name, image] of Object.entries(canvases)) {
+    const special = { eos: "<|im_end|>", pad: "<|im_end|>" };
+    const folder = await makeBase(join(dir, name), {
+      template: internVl,
+      special,
+      tokens: Object.values(internNames),
+      stops: ["<|im_end|>"],
+    });
+    addTo(join(folder, "tokenizer_config.json"), { extra_special_tokens: internNames });
+    writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify(image));
+    writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "InternVLProcessor", image_seq_length: 4 }));
+    const config = { architectures: ["InternVLForConditionalGeneration"], model_type: "internvl" };
+    writeFileSync(join(folder, "config.json"), JSON.stringify(config));
+    bases.set(name, await loadBase(folder));
+  }
+  for (const [name, [image, processor]] of Object.entries(squares)) {
+    const special = { eos: "</s>", bos: "<s>", unk: "<unk>", pad: "<pad>" };
+    const tokens = ["<image>", "<pad>"];
+    const folder = await makeBase(join(dir, name), { template: llava, special, tokens, stops: ["</s>"], tokenizer: "llama2" });
+    writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify(image));
+    writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "LlavaProcessor", ...processor }));
+    const vision_config = { model_type: "clip_vision_model" };
+    const config = { architectures: ["LlavaForConditionalGeneration"], model_type: "llava", vision_config };
+    writeFileSync(join(folder, "config.json"), JSON.stringify(config));
+    bases.set(name, await loadBase(folder));
+  }
 });
+
+const addTo = (file: string, fields: object): void =>
+  writeFileSync(file, JSON.stringify({ ...(JSON.parse(readFileSync(file, "utf8")) as object), ...fields }));
 
 type Size = readonly [width: number, height: number];
 const withPictures = (messages: readonly Message[], sizes: readonly Size[]): Rec =>

@@ -1,12 +1,14 @@
 /** How a base's processor writes a picture into the text: as how many placeholder tokens, and with what around them. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type PictureFamily, wrapperOf } from "@loraline/models";
+import { type PictureFamily, picturesOf } from "@loraline/models";
+import { canvas } from "./picture-canvas.ts";
 import type { Size } from "./picture-family.ts";
 import { grid } from "./picture-grid.ts";
+import { square } from "./picture-square.ts";
 import { tiles } from "./picture-tiles.ts";
 
-const families = { idefics3: tiles, "qwen-vl": grid } satisfies Record<PictureFamily, unknown>;
+const families = { idefics3: tiles, internvl: canvas, llava: square, "qwen-vl": grid } satisfies Record<PictureFamily, unknown>;
 
 /** JSON, since it decides which tokens are equal. */
 export interface Vision {
@@ -36,7 +38,7 @@ export async function readVision(dir: string): Promise<Vision | undefined> {
   const family = (Object.keys(families) as PictureFamily[]).find((each) => named.every((name) => families[each].processors.test(name)));
   if (named.length === 0 || family === undefined) return undefined;
   // Other architectures have the same processor, and are not trained or served with pictures. A folder with a tokenizer only says nothing of it.
-  if (config !== undefined && wrapperOf(config)?.pictures !== family) return undefined;
+  if (config !== undefined && picturesOf(config) !== family) return undefined;
   const { token, shown, settings } = families[family];
   const parsed = settings.safeParse({ processor, image });
   return parsed.success ? { family, token, shown, settings: parsed.data } : undefined;
