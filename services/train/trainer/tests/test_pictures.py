@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -254,7 +255,7 @@ def test_a_picture_has_as_many_tokens_as_its_model_makes_of_it(base_of, family):
 
     name, *full = family.split(" with ")
     more = {"vision_feature_select_strategy": "full"} if full else {}
-    model = hf.AutoModelForImageTextToText.from_pretrained(base_of(name), dtype=torch.float32, **more)
+    model: Any = hf.AutoModelForImageTextToText.from_pretrained(base_of(name), dtype=torch.float32, **more)
     processor, ours = hf.AutoImageProcessor.from_pretrained(base_of(name)), pictures.FAMILIES[name](model.config)
     ready = [ours.prepare(processor, Image.new("RGB", size)) for size in [(16, 16), (50, 30), (9, 90), (3, 2)]]
     with torch.no_grad():
