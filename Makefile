@@ -66,7 +66,7 @@ cluster-down: ## stop it, and take back all that it changed on this machine
 test-cluster: setup ## what needs Kubernetes: an API server first, then the chart on a whole node
 	@python3 tests/legs.py cluster-bin test-api-server test-cluster-e2e test-cluster-more
 
-# Runs with the lowest priority: without a cache it takes some 17 minutes of a core, which other legs leave idle.
+# Runs with a low priority: without a cache it takes some 17 minutes of a core, more than half an hour beside two legs on a slow processor.
 cluster-bin:
 	@nice -n 19 bash infra/cluster/build.sh $(if $(LORALINE_KUBECONFIG),--api-server)
 	@$(if $(LORALINE_KUBECONFIG),:,nice -n 19 bash infra/cluster/images.sh --layers)
