@@ -127,8 +127,8 @@ function createModel(now: () => number) {
 }
 
 const seen = ({ replicas, load }: Candidates) => ({
-  // Without a candidate nobody asks for the load.
-  load: replicas.length === 0 ? null : { ...load },
+  // Without a candidate nobody asks for the load. How long an engine was away before is remembered, and no scan finds it.
+  load: replicas.length === 0 ? null : { ...load, lastAwayMs: undefined },
   replicas: replicas
     .map(({ state, proven, fresh, inFlight }) => ({
       key: `${state.engine}.${state.replica}`,
