@@ -3,7 +3,7 @@ A linear layer with its LoRA adapter as one operation of autograd, for training.
 
 PEFT computes base(x) + B(A(dropout(x))) * scaling as five operations, of which three, and as many backwards, pass over whole activations only to
 scale or to add. A matrix product can do both on its way, which makes a step of a small base a tenth shorter. The numbers are PEFT's up to
-rounding. Whatever is more than this (DoRA, quantised or shared-out weights, a merged or disabled adapter) stays PEFT's own.
+rounding. Whatever is more than this (DoRA, quantised weights, a merged or disabled adapter) stays PEFT's own.
 """
 
 from functools import partial

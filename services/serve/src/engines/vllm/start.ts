@@ -53,10 +53,10 @@ export const pictureFlags = ({ pictures, pictureFamily }: Pick<ServedParts, "pic
         "limit-mm-per-prompt": { image: pictures, video: 0 },
         "allowed-media-domains": [noDomain],
         "mm-processor-cache-gb": 0,
-        ...processorFlags[pictureFamily],
+        ...flagsOfFamily[pictureFamily],
       };
 const noDomain = "pictures.invalid";
-const processorFlags: Partial<Record<PictureFamily, Record<string, unknown>>> = {
+const flagsOfFamily: Partial<Record<PictureFamily, Record<string, unknown>>> = {
   // InternVL's processor cuts every picture into tiles, but most bases' files say that it does not. vLLM believes the files when it reserves
   // memory, so that it would refuse pictures of many tiles.
   internvl: { "mm-processor-kwargs": { crop_to_patches: true } },
