@@ -5,7 +5,7 @@ CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
 .PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl bench-warm bench-memory test-gpu soak check fmt generate clean test-unit test-integration test-engine test-families test-pictures \
-  test-python test-e2e test-e2e-quick test-faults test-images test-cluster test-api-server test-cluster-e2e test-cluster-more cluster-bin cluster-up cluster-down chart manifests release
+  test-python test-e2e test-e2e-quick test-faults test-images test-cluster test-api-server test-cluster-e2e test-cluster-attempts test-cluster-more cluster-bin cluster-up cluster-down chart manifests release
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -64,7 +64,7 @@ cluster-down: ## stop it, and take back all that it changed on this machine
 
 # The first leg needs no node. The second uses a running cluster, or starts and stops one: see infra/cluster/cluster-up.sh.
 test-cluster: setup ## what needs Kubernetes: an API server first, then the chart on a whole node
-	@python3 tests/legs.py cluster-bin test-api-server test-cluster-e2e test-cluster-more
+	@python3 tests/legs.py cluster-bin test-api-server test-cluster-e2e test-cluster-attempts test-cluster-more
 
 # Runs with a low priority: without a cache it takes some 17 minutes of a core, more than half an hour beside two legs on a slow processor.
 cluster-bin:
@@ -76,6 +76,7 @@ test-api-server:
 	$(VITEST) --project cluster
 
 test-cluster-e2e: ; $(VITEST) --project cluster-e2e
+test-cluster-attempts: ; $(VITEST) --project cluster-attempts
 test-cluster-more: ; $(VITEST) --project cluster-more
 
 chart: ## Helm's lint, and the chart's own suites

@@ -10,7 +10,7 @@ const realEngines = ["services/serve/src/engines/**/*.integration.test.ts"];
 const ssr = { resolve: { conditions: ["@loraline/source", "node"] } };
 
 /** How long conditions are waited for. Limits for hangs and no measures: a busy machine takes many times longer than an idle one. */
-const patience = { testTimeout: 180_000, hookTimeout: 120_000, expect: { poll: { timeout: 30_000 } } };
+const patience = { testTimeout: 300_000, hookTimeout: 300_000, expect: { poll: { timeout: 120_000 } } };
 
 export default defineConfig({
   test: {
@@ -21,6 +21,7 @@ export default defineConfig({
         ssr,
         test: {
           name: "unit",
+          isolate: false,
           include: ["**/*.test.ts"],
           exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts", "**/*.cluster.test.ts", "**/*.docker.test.ts"],
           ...patience,
@@ -81,10 +82,11 @@ export default defineConfig({
           hookTimeout: 900_000,
         },
       },
-      // The chart on a real node, which global-setup.ts brings up: what everybody needs, and what comes with it.
+      // The chart on a real node, which global-setup.ts brings up: the product, what can go wrong with attempts and installations, and what else there is to install.
       ...(
         [
-          ["cluster-e2e", "tests/e2e/cluster/*.test.ts"],
+          ["cluster-e2e", "tests/e2e/cluster/{network,line}.test.ts"],
+          ["cluster-attempts", "tests/e2e/cluster/{attempts,wrong-input}.test.ts"],
           ["cluster-more", "tests/e2e/cluster/more/*.test.ts"],
         ] as const
       ).map(([name, include]) => ({

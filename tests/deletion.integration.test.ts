@@ -43,7 +43,7 @@ import { expect } from "vitest";
 import { type GatewayUnderTest, startGateway } from "../services/gateway/src/gateway-under-test.ts";
 import { type ServeUnderTest, serveUnderTest } from "../services/serve/src/serve-under-test.ts";
 
-const until = { timeout: 30_000, interval: 100 };
+const until = { timeout: 120_000, interval: 100 };
 /** Short, so that a test need not wait a minute for what was stored a moment ago. */
 const collecting = { retention: { untold: 300 }, settleMs: 300, roundMs: 200, sweepMs: 500 };
 

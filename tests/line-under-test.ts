@@ -62,10 +62,10 @@ export const runOver = (line: LineClient, runId: string): Promise<RunState> =>
     return terminalPhases.has(run.phase) ? run : undefined;
   });
 
-/** @returns the number of replicas that have proven a version. */
+/** @returns the replicas that have proven a version, and whose engine is there. */
 export const provenOn = (view: { adapter: AdapterState; replicas: ReplicaState[] }, version: number): ReplicaState[] =>
-  view.replicas.filter(({ adapters }) =>
-    adapters.some((held) => held.version === version && held.state === "proven" && held.proof !== null),
+  view.replicas.filter(({ ready, adapters }) =>
+    ready && adapters.some((held) => held.version === version && held.state === "proven" && held.proof !== null),
   );
 
 /** Settings of a training that takes seconds, but changes the adapter enough for a proof. */

@@ -319,7 +319,7 @@ test(
     expect(await refusal(promoted)).toMatchObject({ status: 503, code: "version_loading", retryAfter: "2" });
     expect((await line.state())?.alias).toBe(5);
     line.engine.behaviour.probeDelayMs = 0;
-    await expect.poll(async () => (await line.state())?.alias, { timeout: 30_000, interval: 50 }).toBe(2);
+    await expect.poll(async () => (await line.state())?.alias, { timeout: 120_000, interval: 50 }).toBe(2);
     await expect.poll(async () => (await line.ask(1, "x")).version, until).toBe(2);
 
     // Deleted: refused while users get the version; otherwise done once, and then it is gone by every name.
@@ -345,7 +345,7 @@ test(
         });
     }
     // The version was loaded, and is unloaded now.
-    await expect.poll(() => line.engine.loaded.has(one?.engineName ?? ""), { timeout: 30_000, interval: 50 }).toBe(false);
+    await expect.poll(() => line.engine.loaded.has(one?.engineName ?? ""), { timeout: 120_000, interval: 50 }).toBe(false);
     const unloaded = await line.serve.history([adapterUnloaded], "pirate");
     expect(unloaded.map(({ data }) => (data as { version: number }).version)).toContain(1);
     expect(await refusal(await first.fetch("/v1/loraline/adapters/pirate/promote", post({ version: 1 })))).toMatchObject({

@@ -40,7 +40,7 @@ values = {
             "device": "cpu",
             "gpus": 1,  # the node pretends to have two
             "cpu": "100m",
-            "memory": "4Gi",
+            "memory": "6Gi",  # two ranks in one pod take two each in float32
             "ephemeralStorage": "1Gi",
             "env": [
                 {"name": "LORALINE_PYTHON", "value": program},

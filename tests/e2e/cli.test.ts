@@ -81,7 +81,7 @@ describe("loraline", () => {
     const seen = new Map<string, string>();
     for (const user of users) seen.set(user, await ask(user));
     expect(new Set(seen.values())).toEqual(new Set(["local/typed@1", "local/typed@2"]));
-    await eventually("the canary has the alias", 60_000, async () => {
+    await eventually("the canary has the alias", 120_000, async () => {
       await Promise.all(users.map(ask));
       return (await line.getAdapter({ adapter: "typed" })).adapter.alias === 2 ? true : undefined;
     });

@@ -56,17 +56,17 @@ it("a CSV file becomes an adapter that answers, watched by a page that outlives 
   const startedAt = performance.now();
   await page.getByRole("link", { name: "New run" }).first().click();
 
-  const rows = (await sampleRows(48)).map(({ instruction, output }) => `${quoted(instruction)},${quoted(output)}\n`);
+  const rows = (await sampleRows(32)).map(({ instruction, output }) => `${quoted(instruction)},${quoted(output)}\n`);
   const csv = `question,answer\n${rows.join("")}"Who is the queen?",\n`;
   await page.locator("input[type=file]").setInputFiles({ name: "Court lady.csv", mimeType: "text/csv", buffer: Buffer.from(csv) });
-  await page.getByText("48 usable records of 49 rows").waitFor({ timeout: 3 * minute });
+  await page.getByText("32 usable records of 33 rows").waitFor({ timeout: 3 * minute });
   await page.getByText("1 row cannot be used").waitFor();
-  await page.getByText("Line 50", { exact: true }).waitFor();
+  await page.getByText("Line 34", { exact: true }).waitFor();
   await page.getByText("What to do: Write the answer, or remove the row.").waitFor();
   expect(await page.locator("mark").count(), "what is learned is coloured").toBeGreaterThan(0);
   expect(await page.getByLabel("Name of the adapter").inputValue()).toBe("court-lady");
   await picture(page, "new-run");
-  // Fifty rows are few, so each has to teach more.
+  // Each of so few rows has to teach more.
   await page.getByText("More settings").click();
   await page.getByLabel("Learning rate").fill("0.002");
   const start = page.getByRole("button", { name: "Start the run" });

@@ -49,7 +49,7 @@ it("every panel's query has data, and answers lead to their traces", async () =>
     for (const panel of panels) {
       for (const { expr } of panel.targets) {
         const asked = expr.replaceAll("$namespace", ".*").replaceAll(/\$__(rate_interval|range)/g, "10m");
-        const found = await eventually(`data for ${asked}`, 15_000, async () => {
+        const found = await eventually(`data for ${asked}`, 120_000, async () => {
           const samples = await prometheus.query(asked);
           return samples.length > 0 ? true : undefined;
         }).catch(() => false);

@@ -43,7 +43,7 @@ it("asks for a run with a message, without any header, and follows it", async ()
 
     expect(await runOver(line, unknown)).toMatchObject({ phase: "rejected", error: { code: "DATASET_UNKNOWN", param: "dataset" } });
     expect(await runOver(line, served)).toMatchObject({ phase: "served", served: { version: 1 }, error: null });
-    await eventually("run.served is heard", 10_000, async () => heard.includes("served.v1") || undefined);
+    await eventually("run.served is heard", 120_000, async () => heard.includes("served.v1") || undefined);
     expect(heard).toEqual(expect.arrayContaining(["requested.v1", "tokenized.v1", "started.v1", "progress.v1", "trained.v1"]));
     expect(heardOfUnknown).toContain("rejected.v1");
   } finally {
@@ -57,11 +57,11 @@ it("puts a message that breaks the contract aside, with its reason, and goes on"
   try {
     const heard = follow(nc, runId);
     await nc.request(`loraline.local.run.${runId}.requested.v1`, JSON.stringify({ spec: { base, adapter: "No Such Name!" } }));
-    await eventually("the refusal is heard", 20_000, async () => heard.includes("command-refused.v1") || undefined);
+    await eventually("the refusal is heard", 120_000, async () => heard.includes("command-refused.v1") || undefined);
   } finally {
     await nc.close();
   }
-  const letter = await eventually("a failed message", 20_000, async () =>
+  const letter = await eventually("a failed message", 120_000, async () =>
     (await line.listFailedMessages()).data.find(({ subject, durable }) => subject.includes(runId) && durable === "door-local"),
   );
   expect(letter.message).toContain("spec.adapter");

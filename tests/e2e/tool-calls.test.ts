@@ -110,7 +110,7 @@ it("calls the right tool for questions that it has not seen, where the base call
   expect([...kinds]).toEqual(expect.arrayContaining(["tool-input-start", "tool-input-delta", "tool-call", "tool-result", "finish"]));
   expect((await streamed.toolCalls).map(({ toolName, input }) => [toolName, input])).toEqual([[first.name, expect.any(Object)]]);
   expect(executed).toHaveLength(2);
-  await eventually("usage is counted", 30_000, async () => ((await streamed.usage).totalTokens ?? 0) > 0 || undefined);
+  await eventually("usage is counted", 120_000, async () => ((await streamed.usage).totalTokens ?? 0) > 0 || undefined);
 
   const question = questions[first.name](first.city);
   const chat = new ChatOpenAI({ model: "local/caller", apiKey, temperature: 0, maxTokens: 40, configuration: { baseURL: `${url}/v1` } });

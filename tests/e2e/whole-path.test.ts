@@ -123,7 +123,7 @@ describe("the whole path", () => {
     const checkpoint = listed.data.find(({ step_number }) => step_number === 4)?.fine_tuned_model_checkpoint ?? "";
     const messages = [{ role: "user" as const, content: "What is your opinion about rain?" }];
     const body = { model: checkpoint, messages, max_tokens: 12, temperature: 0 };
-    const { data, response } = await eventually("the checkpoint answers", 60_000, () =>
+    const { data, response } = await eventually("the checkpoint answers", 120_000, () =>
       openai.chat.completions.create(body).withResponse(),
     );
     expect(response.headers.get("x-loraline-version")).toBe("3");
@@ -135,7 +135,7 @@ describe("the whole path", () => {
     expect(proof?.effect).toBeGreaterThan(0);
     // Of the newest run that has one: the second.
     const chat = ["chat", "whole-path", "--checkpoint", "4", "What is your opinion about rain?", "--max-tokens", "12"];
-    const said = await eventually("the other run's checkpoint answers", 60_000, async () => {
+    const said = await eventually("the other run's checkpoint answers", 120_000, async () => {
       const { code, out } = await loraline(inject("line"), chat);
       return code === 0 ? out : undefined;
     });

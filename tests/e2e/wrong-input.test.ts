@@ -154,8 +154,7 @@ describe("a machine", () => {
   });
   it("ends in order, and leaves nothing but its state", async () => {
     const line = await startLineUnderTest(join(scratch.path, "short-lived"));
-    const startedAt = performance.now();
+    // One that does not end by itself is ended after some seconds, with another code.
     expect(await line.stop()).toBe(0);
-    expect(performance.now() - startedAt).toBeLessThan(10_000);
   });
 });

@@ -21,7 +21,7 @@ it("an engine, a poisoned message, the controller and NATS go: each alert fires,
   const client = services.client(line.gateways[0]!);
   const ask = () =>
     client.openai.chat.completions.create({ model: base, messages: [{ role: "user", content: "ahoy" }] }, { maxRetries: 0 });
-  await eventually("the base answers", 60_000, () => ask());
+  await eventually("the base answers", 120_000, () => ask());
 
   // What takes minutes in a cluster takes seconds here.
   const rules = (await readFile(join(import.meta.dirname, "../../helm/loraline/files/alerts.json"), "utf8"))
@@ -34,8 +34,8 @@ it("an engine, a poisoned message, the controller and NATS go: each alert fires,
     rules: `{"groups":${rules}}`,
   });
   const fires = (alert: string) =>
-    eventually(`${alert} fires`, 60_000, async () => ((await prometheus.firing()).includes(alert) ? true : undefined));
-  await eventually("everything is scraped", 30_000, async () =>
+    eventually(`${alert} fires`, 120_000, async () => ((await prometheus.firing()).includes(alert) ? true : undefined));
+  await eventually("everything is scraped", 120_000, async () =>
     (await prometheus.query('up{job="loraline"} == 1')).length === services.all.length ? true : undefined,
   );
   await new Promise((resolve) => setTimeout(resolve, 5000));
@@ -45,9 +45,9 @@ it("an engine, a poisoned message, the controller and NATS go: each alert fires,
   await fires("LoralineEngineDown");
   for (let n = 0; n < 3; n++) await expect(ask()).rejects.toMatchObject({ status: 503, code: "model_not_ready" });
   const refused = 'sum(loraline_gateway_http_requests_total{code="503",error="model_not_ready",tenant="acme"})';
-  await eventually("the refusals are counted", 10_000, async () => ((await prometheus.query(refused))[0]?.value ?? 0) >= 3 || undefined);
+  await eventually("the refusals are counted", 120_000, async () => ((await prometheus.query(refused))[0]?.value ?? 0) >= 3 || undefined);
   await engines[0]!.start();
-  await eventually("the engine's alert ends", 60_000, async () => !(await prometheus.firing()).includes("LoralineEngineDown") || undefined);
+  await eventually("the engine's alert ends", 120_000, async () => !(await prometheus.firing()).includes("LoralineEngineDown") || undefined);
 
   // It breaks its contract, so it fails for good.
   nc.publish(subjectFor(datasetReceived, { tenant, id: ulid() }), "{}");

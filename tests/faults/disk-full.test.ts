@@ -72,15 +72,15 @@ it.skipIf(!isRoot)("is reported, and work goes on", async () => {
   const refused = await loraline(line, run);
   expect(refused).toMatchObject({ code: 1, out: "", err: expect.stringMatching(/^loraline: the disk is full .*Free space/) });
   expect(refused.err.trim().split("\n")).toHaveLength(1);
-  await eventually("the terminal of the line says it, too", 30_000, () => line.news.find(({ kind }) => kind === "disk-full"));
+  await eventually("the terminal of the line says it, too", 120_000, () => line.news.find(({ kind }) => kind === "disk-full"));
   expect(await readdir(join(stateDir, "spool")), "nothing half-made").toEqual([]);
 
   await filler.release();
-  const runId = await eventually("the line takes work again", 60_000, async () => {
+  const runId = await eventually("the line takes work again", 120_000, async () => {
     const { code, out } = await loraline(line, run);
     return code === 0 ? out.trim() : undefined;
   });
-  await eventually("the run goes on", 60_000, async () =>
+  await eventually("the run goes on", 120_000, async () =>
     (await clientOf(line).getRun({ run_id: runId })).phase === "running" ? true : undefined,
   );
   await rm(dataset);

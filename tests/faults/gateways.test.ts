@@ -52,7 +52,7 @@ async function killInUpload(load: Load, key: string): Promise<void> {
   sending.write('--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n');
   sending.write('--x\r\ncontent-disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n');
   sending.write(`{"instruction": "Say half", "output": "${"half ".repeat(50_000)}`);
-  await eventually("the gateway has begun to keep it", 60_000, async () =>
+  await eventually("the gateway has begun to keep it", 120_000, async () =>
     (await readdir(dir)).some((name) => name.endsWith(".upload")) ? true : undefined,
   );
   await load.crash(first);

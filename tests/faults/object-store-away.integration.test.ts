@@ -58,13 +58,13 @@ it("delays what is under way, says so where users and operators look, and judges
   const cutAt = performance.now();
   // The service waits for the store, but it must have started.
   const ingest = await started.start("ingest", { wait: false });
-  await eventually("ingest has started", 60_000, async () => (/^objects: /m.test(await ingest.readyz()) ? true : undefined));
+  await eventually("ingest has started", 120_000, async () => (/^objects: /m.test(await ingest.readyz()) ? true : undefined));
 
   const away = /the object store does not answer .*ECONNREFUSED/;
   const details = async (): Promise<string | undefined> => (await line.openai.files.retrieve(file.id)).status_details;
-  await eventually("the file says what it waits for", 20_000, async () => (away.test((await details()) ?? "") ? true : undefined));
+  await eventually("the file says what it waits for", 120_000, async () => (away.test((await details()) ?? "") ? true : undefined));
   expect(await details()).toMatch(/^waiting: /);
-  await eventually("so does the run", 20_000, async () => (away.test((await run()).queue?.message ?? "") ? true : undefined));
+  await eventually("so does the run", 120_000, async () => (away.test((await run()).queue?.message ?? "") ? true : undefined));
   expect(await run()).toMatchObject({ phase: "requested", queue: { reason: "STORE_UNAVAILABLE" } });
   expect(await ingest.readyz()).toMatch(/^objects: the object store does not answer/);
 
@@ -75,7 +75,7 @@ it("delays what is under way, says so where users and operators look, and judges
   expect((await line.openai.files.retrieve(file.id)).status, "nothing was judged").toBe("uploaded");
   await proxy.restore();
 
-  await eventually("it is read, tokenized, and trains", 60_000, async () => ((await run()).phase === "running" ? true : undefined));
+  await eventually("it is read, tokenized, and trains", 120_000, async () => ((await run()).phase === "running" ? true : undefined));
   expect((await line.openai.files.retrieve(file.id)).status_details).toBeNull();
   expect((await run()).queue).toBeNull();
   await proxy.cut("silent");

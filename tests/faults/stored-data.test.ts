@@ -153,7 +153,7 @@ it("other bytes in a replica's files, and in the store under it", async () => {
       await line.engines[1]?.start();
       await agent2.spawn();
       await provenBy("boris", agent2);
-      const bad = await eventually("it says what is wrong with anna", 60_000, async () => {
+      const bad = await eventually("it says what is wrong with anna", 120_000, async () => {
         const one = (await heldOf("anna")).held.get(agent2.id);
         return one?.error ? one : undefined;
       });

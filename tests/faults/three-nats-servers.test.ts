@@ -24,7 +24,7 @@ afterEach(() => owned.disposeAsync());
 
 /** Index of the server that leads a stream now. */
 const leaderOf = (stream: string): Promise<number> =>
-  eventually(`${stream} has a leader`, 60_000, async () => {
+  eventually(`${stream} has a leader`, 120_000, async () => {
     const { cluster } = await (await jetstreamManager(line.nc)).streams.info(stream);
     const index = line.nats.servers.findIndex(({ name }) => name === cluster?.leader);
     return index === -1 ? undefined : index;

@@ -113,10 +113,10 @@ it("two runs on one GPU queue: each says what it waits for, and starts when it i
   await other("busy");
   await eventually("somebody has the GPU", () => runs("busy"));
   await line.fineTune("first", { adapter: "first", training });
-  await line.until("first", "waiting", ({ phase }) => phase === "Queued", 30_000);
+  await line.until("first", "waiting", ({ phase }) => phase === "Queued", 120_000);
   await line.fineTune("second", { adapter: "second", training });
   for (const resource of ["first", "second"]) {
-    const status = await line.until(resource, "waiting", ({ phase }) => phase === "Queued", 30_000);
+    const status = await line.until(resource, "waiting", ({ phase }) => phase === "Queued", 120_000);
     expect(conditionOf(status, "Trained")).toMatchObject({
       status: "Unknown",
       reason: "WAITING_FOR_DEVICE",

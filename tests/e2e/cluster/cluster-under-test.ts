@@ -65,7 +65,7 @@ export const helm = (...args: string[]): Promise<string> => command("helm", args
 export async function eventually<T>(
   what: string,
   probe: () => Promise<T | undefined | false>,
-  { timeoutMs = 180_000, everyMs = 250 }: { timeoutMs?: number; everyMs?: number } = {},
+  { timeoutMs = 180_000, everyMs = 700 }: { timeoutMs?: number; everyMs?: number } = {},
 ): Promise<T> {
   const end = Date.now() + timeoutMs;
   let last: unknown = "never so";

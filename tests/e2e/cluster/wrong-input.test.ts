@@ -54,7 +54,7 @@ it(
   { timeout: 900_000 },
   async () => {
     await Promise.all([one, two].map((space) => space.fineTune("same", { adapter: "same", training })));
-    const waiting = await two.until("same", "waiting", ({ phase }) => phase === "Queued", 60_000);
+    const waiting = await two.until("same", "waiting", ({ phase }) => phase === "Queued", 120_000);
     expect(conditionOf(waiting, "Trained")).toMatchObject({
       reason: "WAITING_FOR_DEVICE",
       message: expect.stringContaining("Insufficient amd.com/gpu"),
