@@ -64,8 +64,8 @@ export const runOver = (line: LineClient, runId: string): Promise<RunState> =>
 
 /** @returns the replicas that have proven a version, and whose engine is there. */
 export const provenOn = (view: { adapter: AdapterState; replicas: ReplicaState[] }, version: number): ReplicaState[] =>
-  view.replicas.filter(({ ready, adapters }) =>
-    ready && adapters.some((held) => held.version === version && held.state === "proven" && held.proof !== null),
+  view.replicas.filter(
+    ({ ready, adapters }) => ready && adapters.some((held) => held.version === version && held.state === "proven" && held.proof !== null),
   );
 
 /** Settings of a training that takes seconds, but changes the adapter enough for a proof. */

@@ -47,7 +47,11 @@ it("an engine, a poisoned message, the controller and NATS go: each alert fires,
   const refused = 'sum(loraline_gateway_http_requests_total{code="503",error="model_not_ready",tenant="acme"})';
   await eventually("the refusals are counted", 120_000, async () => ((await prometheus.query(refused))[0]?.value ?? 0) >= 3 || undefined);
   await engines[0]!.start();
-  await eventually("the engine's alert ends", 120_000, async () => !(await prometheus.firing()).includes("LoralineEngineDown") || undefined);
+  await eventually(
+    "the engine's alert ends",
+    120_000,
+    async () => !(await prometheus.firing()).includes("LoralineEngineDown") || undefined,
+  );
 
   // It breaks its contract, so it fails for good.
   nc.publish(subjectFor(datasetReceived, { tenant, id: ulid() }), "{}");

@@ -5,6 +5,7 @@ import { describe, expect, it as base } from "vitest";
 import type { LoraEngine } from "../lora-engine.ts";
 import { createVllmClient, parseError } from "./client.ts";
 
+const silent: RequestListener = () => {};
 const it = base.extend<{ engine: (answer: RequestListener) => Promise<LoraEngine> }>({
   engine: async ({}, use) => {
     const owned = new AsyncDisposableStack();
@@ -16,7 +17,9 @@ const it = base.extend<{ engine: (answer: RequestListener) => Promise<LoraEngine
         await new Promise((resolve) => server.close(resolve));
       });
       const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-      return owned.use(createVllmClient({ url, loadTimeoutMs: 150, readTimeoutMs: 150, healthTimeoutMs: 150, probeTimeoutMs: 150 }));
+      const waitMs = answer === silent ? 150 : 60_000;
+      const waits = { loadTimeoutMs: waitMs, readTimeoutMs: waitMs, healthTimeoutMs: waitMs, probeTimeoutMs: waitMs };
+      return owned.use(createVllmClient({ url, ...waits }));
     });
     await owned.disposeAsync();
   },
@@ -70,7 +73,7 @@ describe("a load or unload", () => {
   });
 
   it("without an answer is unknown, whether it timed out, broke off, or nobody listens", async ({ engine }) => {
-    expect(await (await engine(() => {})).load("x", "/x")).toMatchObject({
+    expect(await (await engine(silent)).load("x", "/x")).toMatchObject({
       kind: "unknown",
       message: expect.stringContaining("gave no answer"),
     });
@@ -90,7 +93,7 @@ describe("a load or unload", () => {
 
 describe("what is read", () => {
   it("never becomes an empty list by mistake", async ({ engine }) => {
-    for (const answer of [says(500, "x"), says(200, "not json"), says(200, { data: "x" }), says(200, {}), () => {}]) {
+    for (const answer of [says(500, "x"), says(200, "not json"), says(200, { data: "x" }), says(200, {}), silent]) {
       await expect((await engine(answer)).listModels()).rejects.toMatchObject({ name: "EngineUnknownError", gone: false });
     }
     expect(await (await engine(says(200, { data: [{ id: "b", object: "model" }] }))).listModels()).toEqual([
@@ -101,7 +104,7 @@ describe("what is read", () => {
   it("tells a busy engine from one that is away", async ({ engine }) => {
     expect(await (await engine(says(200, ""))).health()).toBe("ready");
     expect(await (await engine(says(503, ""))).health()).toBe("away");
-    expect(await (await engine(() => {})).health()).toBe("silent");
+    expect(await (await engine(silent)).health()).toBe("silent");
     using gone = createVllmClient({ url: "http://127.0.0.1:9" });
     expect(await gone.health()).toBe("away");
   });
@@ -110,7 +113,7 @@ describe("what is read", () => {
     const ask = async (answer: RequestListener) => (await engine(answer)).nextTokenLogprobs("m", [[1]], [5]);
     await expect(ask(newShape(404, "The model `m` does not exist."))).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
     await expect(ask(oldShape(500, "oops"))).rejects.toMatchObject({ name: "EngineUnknownError" });
-    await expect(ask(() => {})).rejects.toMatchObject({ name: "EngineUnknownError" });
+    await expect(ask(silent)).rejects.toMatchObject({ name: "EngineUnknownError" });
     const lacking = { choices: [{ index: 0, logprobs: { top_logprobs: [{ "token_id:4": -1 }] } }] };
     await expect(ask(says(200, lacking))).rejects.toMatchObject({
       name: "EngineRefusedError",
