@@ -59,7 +59,7 @@ it("calls the right tool for questions that it has not seen, where the base call
   await copyFile(join(root, "packages/tokens/testdata/templates/qwen2_5.jinja"), join(knowing, "chat_template.jinja"));
   await using line = await startLineUnderTest(join(scratch.path, "state"), ["--bases", bases, "--base", "smollm2-135m-tools"]);
   const file = await fileWith(scratch.path, "calls.jsonl", jsonLines(rows));
-  const settings = ["--max-steps", "12", "--learning-rate", "2e-3", "--rank", "16"];
+  const settings = ["--max-steps", "8", "--learning-rate", "3e-3", "--rank", "16"];
   expect(await loraline(line, ["run", file, "--name", "caller", ...settings])).toMatchObject({ code: 0 });
   expect((await clientOf(line).getAdapter({ adapter: "caller" })).adapter.alias).toBe(1);
 
