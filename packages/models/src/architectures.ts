@@ -18,7 +18,7 @@ interface Wrapper {
   readonly tower?: string;
 }
 
-export type PictureFamily = "idefics3" | "internvl" | "llava" | "qwen-vl";
+export type PictureFamily = "idefics3" | "internvl" | "llava" | "mistral3" | "qwen-vl";
 
 const inside: Wrapper = { languageModel: "model.language_model." };
 const qwen: Wrapper = { ...inside, pictures: "qwen-vl" };
@@ -40,7 +40,7 @@ const wrappers: Readonly<Record<string, Wrapper>> = {
   LlavaForConditionalGeneration: { ...inside, pictures: "llava", tower: "clip_vision_model" },
   LlavaNextForConditionalGeneration: inside,
   Gemma3ForConditionalGeneration: inside,
-  Mistral3ForConditionalGeneration: inside,
+  Mistral3ForConditionalGeneration: { ...inside, pictures: "mistral3" },
   SmolVLMForConditionalGeneration: idefics,
   Idefics3ForConditionalGeneration: { ...idefics, pictures: "idefics3" },
 };

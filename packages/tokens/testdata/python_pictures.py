@@ -5,10 +5,10 @@ import sys
 
 import torch
 from PIL import Image
-from transformers import Idefics3Processor, InternVLProcessor, LlavaProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from transformers import Idefics3Processor, InternVLProcessor, LlavaProcessor, PixtralProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 
 QWENS = (Qwen2VLProcessor, Qwen2_5_VLProcessor, Qwen3VLProcessor)
-CLASSES = {each.__name__: each for each in (Idefics3Processor, InternVLProcessor, LlavaProcessor, *QWENS)}
+CLASSES = {each.__name__: each for each in (Idefics3Processor, InternVLProcessor, LlavaProcessor, PixtralProcessor, *QWENS)}
 
 
 def load(folder):
@@ -28,4 +28,4 @@ for line in sys.stdin:
     text = processor.apply_chat_template(asked["messages"], add_generation_prompt=False, tokenize=False)
     given = [pictures] if isinstance(processor, Idefics3Processor) else pictures
     result = processor(text=text, images=given if pictures else None, add_special_tokens=False)
-    print(json.dumps({"ids": result["input_ids"][0]}), flush=True)
+    print(json.dumps({"ids": [int(each) for each in result["input_ids"][0]]}), flush=True)  # some give a tensor

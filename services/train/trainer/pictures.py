@@ -104,6 +104,29 @@ class Canvases(Squares):
         return {"pixel_values": processor([image], crop_to_patches=True, return_tensors="pt")["pixel_values"]}
 
 
+class Rows(Family):
+    """A picture is rows of tokens in its own shape; what ends a row is a token of the text."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.side: int = config.vision_config.patch_size * config.spatial_merge_size
+
+    def prepare(self, processor, image):
+        """`pixel_values` [1, 3, height, width] in float32 and `image_sizes` [1, 2]. The base's whole processor tells its image processor this side, too."""
+        made = processor([image], patch_size=self.side, return_tensors="pt")
+        return {name: made[name] for name in ("pixel_values", "image_sizes")}
+
+    def tokens_of(self, ready):
+        return int((ready["image_sizes"] // self.side).prod())
+
+    def together(self, ready):
+        sizes = torch.cat([each["image_sizes"] for each in ready])
+        height, width = sizes.amax(dim=0).tolist()
+        pixels = [each["pixel_values"] for each in ready]
+        padded = [torch.nn.functional.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2])) for each in pixels]
+        return {"pixel_values": torch.cat(padded), "image_sizes": sizes}
+
+
 class Grids(Family):
     """
     A picture is a grid of patches, as large as the picture; `merge` x `merge` of them are a token. Tokens have three positions: time, row and column
@@ -157,6 +180,7 @@ FAMILIES: dict[str, type[Family]] = {
     **dict.fromkeys(("idefics3", "smolvlm"), Tiles),
     "internvl": Canvases,
     "llava": Squares,
+    "mistral3": Rows,
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), Grids),
 }
 

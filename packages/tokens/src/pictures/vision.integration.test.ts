@@ -66,6 +66,18 @@ const squares = {
   ],
   uncut: [{ ...clip, do_center_crop: false, size: { width: 60, height: 32 } }, { patch_size: 16 }],
 } as const;
+/** As Mistral Small 3.1's and Ministral 3's bases write them. */
+const mistral =
+  "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '[SYSTEM_PROMPT]' + (message['content'] if message['content'] is string else message['content'][0]['text']) + '[/SYSTEM_PROMPT]' }}{% elif message['role'] == 'user' %}{{ '[INST]' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}{{ '[IMG]' }}{% endif %}{% endfor %}{% endif %}{{ '[/INST]' }}{% else %}{{ (message['content'] if message['content'] is string else message['content'][0]['text']) + '</s>' }}{% endif %}{% endfor %}";
+const mistralTokens = ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<pad>"];
+const pixtral = { image_processor_type: "PixtralImageProcessorFast", processor_class: "PixtralProcessor" };
+const inRows = {
+  mistral31: [
+    { ...pixtral, patch_size: { height: 14, width: 14 }, size: { longest_edge: 1540 } },
+    { patch_size: 14, spatial_merge_size: 2 },
+  ],
+  smaller: [{ ...pixtral, patch_size: 16, size: { longest_edge: 300 } }, { patch_size: 16 }],
+} as const;
 const bases = new Map<string, Base>();
 beforeAll(async () => {
   for (const [name, image] of Object.entries(processors)) {
@@ -111,6 +123,21 @@ beforeAll(async () => {
     writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "LlavaProcessor", ...processor }));
     const vision_config = { model_type: "clip_vision_model" };
     const config = { architectures: ["LlavaForConditionalGeneration"], model_type: "llava", vision_config };
+    writeFileSync(join(folder, "config.json"), JSON.stringify(config));
+    bases.set(name, await loadBase(folder));
+  }
+  for (const [name, [image, processor]] of Object.entries(inRows)) {
+    const special = { eos: "</s>", bos: "<s>", unk: "<unk>", pad: "<pad>" };
+    const folder = await makeBase(join(dir, name), {
+      template: mistral,
+      special,
+      tokens: mistralTokens,
+      stops: ["</s>"],
+      tokenizer: "llama2",
+    });
+    writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify(image));
+    writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "PixtralProcessor", ...processor }));
+    const config = { architectures: ["Mistral3ForConditionalGeneration"], model_type: "mistral3" };
     writeFileSync(join(folder, "config.json"), JSON.stringify(config));
     bases.set(name, await loadBase(folder));
   }
@@ -280,6 +307,13 @@ describe("a record with pictures", () => {
     expect(await createRecordEncoder(base, spec, "best-comparisons").encode([preference])).toMatchObject([
       { samples: [], dropped: { code: "KIND_NOT_TRAINED", message: expect.stringMatching(/a judge is shown none/) as string } },
     ]);
+  });
+
+  it("whose trained answer shows one is left out and told; an answer that is not trained may", async () => {
+    const shown = (train: boolean) =>
+      withPictures([user("Draw."), { ...assistant("A square."), media: [0], train }, user("And?"), assistant("No.")], [[10, 20]]);
+    expect(await encode("qwen2", shown(true))).toMatchObject({ samples: [], dropped: { code: "PICTURE_IN_ANSWER" } });
+    expect((await encode("qwen2", shown(false)))?.samples[0]?.pictures).toHaveLength(1);
   });
 
   it("that is too long with its pictures is left out and told, however much of it could be cut", async () => {

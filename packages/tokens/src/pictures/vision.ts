@@ -5,10 +5,14 @@ import { type PictureFamily, picturesOf } from "@loraline/models";
 import { canvas } from "./picture-canvas.ts";
 import type { Size } from "./picture-family.ts";
 import { grid } from "./picture-grid.ts";
+import { rows } from "./picture-rows.ts";
 import { square } from "./picture-square.ts";
 import { tiles } from "./picture-tiles.ts";
 
-const families = { idefics3: tiles, internvl: canvas, llava: square, "qwen-vl": grid } satisfies Record<PictureFamily, unknown>;
+const families = { idefics3: tiles, internvl: canvas, llava: square, mistral3: rows, "qwen-vl": grid } satisfies Record<
+  PictureFamily,
+  unknown
+>;
 
 /** JSON, since it decides which tokens are equal. */
 export interface Vision {

@@ -59,6 +59,17 @@ def llava():
     return model, {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": SIZE}, "crop_size": square}
 
 
+def mistral3():
+    """A picture in its own shape; two patches each way are a token."""
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "image_size": 32, "patch_size": 4}
+    text = TEXT | {"model_type": "mistral"}
+    config = hf.Mistral3Config(text_config=text, vision_config=tower | {"model_type": "pixtral"}, image_token_index=IMAGE, spatial_merge_size=2)
+    model = hf.Mistral3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.vision_tower.patch_conv.weight, std=0.3)
+    strengthen(model.model.multi_modal_projector)
+    return model, {"image_processor_type": "PixtralImageProcessor", "patch_size": 4, "size": {"longest_edge": 32}}
+
+
 def strengthen(projector) -> None:
     for parameter in projector.parameters():
         if parameter.dim() > 1:
@@ -86,7 +97,7 @@ def qwen(kind: str):
     return model, processor | {"image_processor_type": "Qwen2VLImageProcessor"}
 
 
-OTHERS = {"idefics3": idefics3, "internvl": internvl, "llava": llava}
+OTHERS = {"idefics3": idefics3, "internvl": internvl, "llava": llava, "mistral3": mistral3}
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +260,7 @@ def test_the_self_test_finds_pictures_that_change_places(shown, monkeypatch):
     assert run.result["error"]["code"] == "PACKING_SELF_TEST_FAILED"
 
 
-@pytest.mark.parametrize("family", ["internvl", "llava", "llava with CLIP's token"])
+@pytest.mark.parametrize("family", ["internvl", "llava", "llava with CLIP's token", "mistral3"])
 def test_a_picture_has_as_many_tokens_as_its_model_makes_of_it(base_of, family):
     import pictures
 
@@ -261,8 +272,11 @@ def test_a_picture_has_as_many_tokens_as_its_model_makes_of_it(base_of, family):
     with torch.no_grad():
         features = model.get_image_features(**ours.together(ready)).pooler_output
     assert sum(map(ours.tokens_of, ready)) == sum(len(each) for each in features)
-    tiles = [len(each["pixel_values"]) for each in ready]
-    assert tiles == ([1, 7, 11, 7] if name == "internvl" else [1, 1, 1, 1])
+    if name == "mistral3":
+        assert [ours.tokens_of(each) for each in ready] == [2 * 2, 4 * 3, 1 * 4, 1 * 1]
+    else:
+        tiles = [len(each["pixel_values"]) for each in ready]
+        assert tiles == ([1, 7, 11, 7] if name == "internvl" else [1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("family", QWEN_TOWERS)

@@ -110,6 +110,12 @@ def llava():
     return hf.LlavaConfig(text_config=TEXT | {"model_type": "llama"}, vision_config=tower, image_token_index=IMAGE, tie_word_embeddings=False)
 
 
+def mistral3(text_type: str):
+    """Its tower knows places for pictures of eight patches each way."""
+    tower = TOWER | {"model_type": "pixtral", "image_size": 112}
+    return hf.Mistral3Config(text_config=TEXT | {"model_type": text_type}, vision_config=tower, image_token_index=IMAGE, tie_word_embeddings=False)
+
+
 MROPE = rope(mrope_section=[4, 6, 6])
 INTERLEAVED = rope(mrope_section=[6, 5, 5], mrope_interleaved=True)  # transformers always has Qwen3-VL's so, vLLM where the config says it
 FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -128,8 +134,8 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "qwen3.5": ("Qwen3_5ForConditionalGeneration", qwen3_5),
     "gemma3": ("Gemma3ForConditionalGeneration", gemma3),
     "gemma4": ("Gemma4ForConditionalGeneration", gemma4),
-    "mistral3": ("Mistral3ForConditionalGeneration", lambda: around(hf.Mistral3Config, "mistral", "pixtral", image_token_index=IMAGE)),
-    "ministral3": ("Mistral3ForConditionalGeneration", lambda: around(hf.Mistral3Config, "ministral3", "pixtral", image_token_index=IMAGE)),
+    "mistral3": ("Mistral3ForConditionalGeneration", lambda: mistral3("mistral")),
+    "ministral3": ("Mistral3ForConditionalGeneration", lambda: mistral3("ministral3")),
     "llama4": ("Llama4ForConditionalGeneration", llama4),
     "internvl": (
         "InternVLForConditionalGeneration",
@@ -176,11 +182,23 @@ def qwen_sight(side: int, processor: str) -> Sight:
     )
 
 
+# The tower's patches are 14 pixels, of which two each way are a token.
+MISTRAL_SIGHT = Sight(
+    side=28,
+    image={"image_processor_type": "PixtralImageProcessor", "patch_size": 14, "size": {"longest_edge": 112}},
+    processor={"processor_class": "PixtralProcessor", "patch_size": 14, "spatial_merge_size": 2},
+    tokens=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    written="[IMG]",
+    shown=(*["[IMG]"] * 3, "[IMG_BREAK]", *["[IMG]"] * 3, "[IMG_END]"),
+    names={},
+)
 SEES = {
     "qwen2-vl": qwen_sight(28, "Qwen2VLProcessor"),
     "qwen2.5-vl": qwen_sight(28, "Qwen2_5_VLProcessor"),
     "qwen3-vl": qwen_sight(32, "Qwen3VLProcessor"),
     "qwen3.5": qwen_sight(32, "Qwen3VLProcessor"),
+    "mistral3": MISTRAL_SIGHT,
+    "ministral3": MISTRAL_SIGHT,
     "internvl": Sight(
         side=56,
         # InternVL's bases say so, too, and their processor crops all the same.

@@ -39,7 +39,7 @@ const asked = process.env["LORALINE_FAMILIES"];
 const families = asked === undefined ? inCi : asked === "all" ? all : asked.split(",");
 
 /** Trained and asked with pictures, too. */
-const seeing = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl", "llava"];
+const seeing = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "mistral3", "ministral3", "internvl", "llava"];
 
 /** vLLM's CPU build has no other kernel for its linear attention. */
 const inBf16 = ["qwen3.5"];
