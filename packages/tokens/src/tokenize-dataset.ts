@@ -25,7 +25,7 @@ import { holdOut, inSeededOrder, shortId } from "./shards/split-holdout.ts";
 import { writeShards } from "./shards/write-shards.ts";
 
 /** Version of the conversion. Raise it when the same records give other tokens, rows or probes, so that results cached by older code are not used. */
-export const tokenizeCode = "tokenize/4";
+export const tokenizeCode = "tokenize/5";
 
 export interface TokenizeInput {
   tenant: string;

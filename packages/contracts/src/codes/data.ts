@@ -123,6 +123,10 @@ export const rowCodes = defineArea(
       "The messages hold the mark `<image>` more or fewer times than the row has images.",
       "Write one `<image>` for each image.",
     ],
+    PICTURE_NOT_READ: [
+      "A row names a picture in a field that its format does not read, so that the answer would be learned without it.",
+      "Bring the rows into a format that reads pictures (messages, question + answer, image + caption, chosen + rejected); to train on the text alone, list the field in the mapping's `ignore`.",
+    ],
     PICTURE_MISSING: [
       "A row names a picture by its path, and no such file is in the archive, or the upload is no archive.",
       "Pack the rows and their pictures into one ZIP or tar; write the path as it is in the archive, from the rows' file or from the root.",

@@ -182,6 +182,10 @@ export const tokenizeCodes = defineArea(
       "A record is left out because the base's chat template does not show its pictures, so that the model would not see them.",
       "Use a base whose chat template shows pictures.",
     ],
+    PICTURE_IN_ANSWER: [
+      "A record is left out because an answer that is trained shows a picture, and models here write text.",
+      "Put the picture into the question, or set `train: false` for that turn.",
+    ],
     SEED_UNSUITABLE: [
       "A record is left out because the template `seed` trains one question and one answer, and the record is something else.",
       "Set `tokenize.template: base`.",

@@ -12,6 +12,15 @@ it("takes what is said, and says what is not", () => {
   expect(said({ columns: { question: "Frage" }, roles: { narrator: "user" }, system: "s" })).toEqual([]);
 });
 
+it("takes a mapping of 64 KiB and none above, whatever makes it long, and says nothing else of that one", () => {
+  const rest = JSON.stringify(datasetMapping.parse({ system: "s" })).length - 1;
+  const sized = (length: number) => ({ system: "s".repeat(length - rest) });
+  expect(said(sized(65_536))).toEqual([]);
+  expect(said(sized(65_537))).toEqual(["mapping | mapping: the mapping has 65537 characters as JSON, and at most 65536 are taken. Shorten it."]);
+  const columns = Object.fromEntries(Array.from({ length: 20_000 }, (_, n) => [`no-field-${n}`, `column-${n}`]));
+  expect(said({ columns })).toEqual([expect.stringContaining("at most 65536 are taken")]);
+});
+
 it.each<[unknown, RegExp]>([
   [{ fromat: "text" }, /^mapping\.fromat \| mapping\.fromat: there is no such field/],
   [{ format: "alpaca" }, /^mapping\.format \| mapping\.format: there is no format "alpaca"\. Known: .*instruction/],

@@ -16,19 +16,19 @@ export const datasetFormats = {
   "token-labels": { fields: ["tokens", "labels"], takes: ["system", "instruction_template", "labels"] },
   preference: { fields: ["prompt", "input", "system", "messages", "chosen", "rejected", "tools", "image"], takes: ["roles", "system"] },
   "preferred-outputs": { fields: ["input", "preferred_output", "non_preferred_output"], takes: ["roles", "system"] },
-  "preferred-of-responses": { fields: ["prompt", "system", "responses", "preferred_response"], takes: ["system"] },
-  "preferred-response": { fields: ["prompt", "system", "preferred_response"], takes: ["system"] },
-  ranked: { fields: ["prompt", "input", "system", "responses", "scores", "ranks"], takes: ["system"] },
-  "unpaired-conversation": { fields: ["messages", "system", "label", "tools"], takes: ["roles", "system"] },
-  "unpaired-turns": { fields: ["prompt", "completion", "label", "tools"], takes: ["roles", "system"] },
-  unpaired: { fields: ["prompt", "input", "system", "completion", "label"], takes: ["system"] },
+  "preferred-of-responses": { fields: ["prompt", "system", "responses", "preferred_response", "image"], takes: ["system"] },
+  "preferred-response": { fields: ["prompt", "system", "preferred_response", "image"], takes: ["system"] },
+  ranked: { fields: ["prompt", "input", "system", "responses", "scores", "ranks", "image"], takes: ["system"] },
+  "unpaired-conversation": { fields: ["messages", "system", "label", "tools", "image"], takes: ["roles", "system"] },
+  "unpaired-turns": { fields: ["prompt", "completion", "label", "tools", "image"], takes: ["roles", "system"] },
+  unpaired: { fields: ["prompt", "input", "system", "completion", "label", "image"], takes: ["system"] },
   conversation: { fields: ["messages", "system", "tools", "image"], takes: ["roles", "system"] },
   contents: { fields: ["contents", "system_instruction", "tools"], takes: ["roles", "system"] },
   "tool-calls": { fields: ["question", "calls", "tools", "system"], takes: ["system"] },
   glaive: { fields: ["chat", "system"], takes: ["system"] },
   triple: { fields: ["subject", "predicate", "object"], takes: ["system", "instruction_template"] },
   adversarial: { fields: ["sentence", "question", "answer"], takes: ["system", "instruction_template"] },
-  "context-question-answer": { fields: ["context", "question", "answer"], takes: ["system", "instruction_template"] },
+  "context-question-answer": { fields: ["context", "question", "answer", "image"], takes: ["system", "instruction_template"] },
   "image-caption": { fields: ["image", "caption"], takes: ["system", "instruction_template"] },
   instruction: { fields: ["instruction", "input", "output", "system", "history", "image"], takes: ["system", "instruction_template"] },
   summary: { fields: ["document", "summary"], takes: ["system", "instruction_template"] },
@@ -36,8 +36,8 @@ export const datasetFormats = {
   "translation-object": { fields: ["translation"], takes: ["system", "instruction_template"] },
   code: { fields: ["description", "code"], takes: ["system", "instruction_template"] },
   "question-answer": { fields: ["question", "answer", "system", "history", "image"], takes: ["system", "instruction_template"] },
-  "input-output": { fields: ["input", "output", "system"], takes: ["system", "instruction_template"] },
-  "prompt-completion-turns": { fields: ["prompt", "completion", "tools"], takes: ["roles", "system"] },
+  "input-output": { fields: ["input", "output", "system", "image"], takes: ["system", "instruction_template"] },
+  "prompt-completion-turns": { fields: ["prompt", "completion", "tools", "image"], takes: ["roles", "system"] },
   "prompt-completion": { fields: ["prompt", "completion"], takes: [] },
   classification: { fields: ["text", "label"], takes: ["system", "instruction_template", "labels"] },
   text: { fields: ["text"], takes: [] },
@@ -73,6 +73,9 @@ const textEncodings = [
   "windows-1257",
   "macintosh",
 ] as const;
+
+/** Most characters of a mapping as JSON. Every list and every pass over a tenant's datasets meets it again, and it is told in events. */
+const largestMapping = 64 * 1024;
 
 export const datasetMapping = z
   .strictObject({
@@ -132,10 +135,16 @@ export const datasetMapping = z
       .describe("What becomes of a file many of whose rows are of no known format, or of several at once: `drop` trains on the others."),
   })
   .superRefine((mapping, context) => {
+    const refuse = (path: string[], message: string): void => context.addIssue({ code: "custom", path, message });
+    const size = JSON.stringify(mapping).length;
+    if (size > largestMapping) {
+      // What follows takes long for many columns.
+      refuse([], `the mapping has ${size} characters as JSON, and at most ${largestMapping} are taken. Shorten it.`);
+      return;
+    }
     const { format, columns, instruction_template: template, labels } = mapping;
     const facts: FormatFacts | undefined = format === undefined ? undefined : datasetFormats[format];
     const fields = facts?.fields ?? allFields;
-    const refuse = (path: string[], message: string): void => context.addIssue({ code: "custom", path, message });
     for (const field of Object.keys(columns ?? {})) {
       if (fields.includes(field)) continue;
       const none = format === undefined ? "no format has a" : `the format ${format} has no`;

@@ -3,6 +3,7 @@ import { createReadStream } from "node:fs";
 import { countBytes, PermanentError } from "@loraline/runtime";
 import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./text/decode-text.ts";
 import { decideArchiveFiles, isTextFile } from "./archives/decide-archive-files.ts";
+import { readCaptions } from "./archives/read-captions.ts";
 import { readExcel } from "./archives/read-excel.ts";
 import { openTar } from "./archives/read-tar.ts";
 import { openZip, type Archive } from "./archives/read-zip.ts";
@@ -208,7 +209,7 @@ async function openArchive(archive: Archive, options: OpenOptions, isInArchive: 
       throw new PermanentError("CONTAINER_UNSUPPORTED", "the file is an archive inside of another. Unpack it, and pack its files once.");
     }
     const inner = files.find(({ name }) => /\.(?:zip|tar|tgz|7z|rar|tar\.\w+)$/i.test(name))?.name;
-    const { read, left } = decideArchiveFiles(files.filter(({ size }) => size > 0).map(({ name }) => name));
+    const { read, left, captions } = decideArchiveFiles(files.filter(({ size }) => size > 0).map(({ name }) => name));
     if (read.length === 0) {
       const held = files.slice(0, 10).map(({ name }) => name);
       throw new PermanentError(
@@ -219,6 +220,10 @@ async function openArchive(archive: Archive, options: OpenOptions, isInArchive: 
     if (left.length > 0) {
       const message = `of the archive ${read.length === 1 ? `only ${read[0]} is` : `${read.length} files are`} read; left out: ${left.slice(0, 10).join(", ")}${left.length > 10 ? ` and ${left.length - 10} more` : ""}.`;
       notes.push({ code: "FILES_LEFT_OUT", message });
+    }
+    if (captions.size > 0) {
+      const rows = readCaptions(archive, captions, options.maxRowBytes);
+      return { container: "text", notes, batches: releasing(besideIn(archive, rows), release) };
     }
     const sizes = new Map(files.map(({ name, size }) => [name, size]));
     const total = read.reduce((sum, name) => sum + (sizes.get(name) ?? 0), 0);

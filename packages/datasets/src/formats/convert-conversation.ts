@@ -11,7 +11,7 @@ import {
   turnsOfGlaive,
 } from "./convert-tool-calls.ts";
 import { judges, mayJudge } from "./judgements.ts";
-import { type Media, mediaOf, placeImages, refOf, settle, unmark } from "./place-images.ts";
+import { imageMark, type Media, mediaOf, placeImages, refOf, settle, unmark } from "./place-images.ts";
 import {
   type Body,
   type Context,
@@ -70,6 +70,8 @@ const pairs = [
 export interface Turns {
   readonly messages: Message[];
   readonly media: Media;
+  /** Images that the turns show and do not hold: `imageMark` stands in their places. */
+  readonly imageParts: number;
   /** Keys of turns that are not kept in messages. */
   readonly unusedKeys: ReadonlySet<string>;
 }
@@ -87,6 +89,7 @@ export function convertTurns(
 ): Turns | Refusal {
   const messages: Message[] = [];
   const media: Media = [];
+  const shown = { imageParts: 0 };
   const unusedKeys = new Set<string>();
   const own = context.names[field] ?? field;
   for (const [index, turn] of turns.entries()) {
@@ -103,16 +106,18 @@ export function convertTurns(
     const exactTurn = (): Row => (exact() as Row[])[index] as Row;
     const split = splitAnthropicTurn(turn, exactTurn);
     for (const one of split ?? [turn]) {
-      const read = convertTurn(one, place, { media, roles: context.mapping.roles, exact: split === undefined ? exactTurn : () => one });
+      const exactOne = split === undefined ? exactTurn : () => one;
+      const read = convertTurn(one, place, { media, shown, roles: context.mapping.roles, exact: exactOne });
       if ("code" in read) return read;
       messages.push(read);
     }
   }
-  return { messages, media, unusedKeys };
+  return { messages, media, ...shown, unusedKeys };
 }
 
 interface TurnContext {
   readonly media: Media;
+  readonly shown: { imageParts: number };
   readonly roles: Context["mapping"]["roles"];
   readonly exact: () => Row;
 }
@@ -197,7 +202,7 @@ function textOf(
   role: Message["role"] | "function_call",
   place: string,
   key: string,
-  { media, exact }: TurnContext,
+  { media, shown, exact }: TurnContext,
   images: number[],
 ): string | Refusal {
   if (typeof written === "string") return written;
@@ -209,9 +214,15 @@ function textOf(
       else if (typeof part.text === "string" && /^(?:input_|output_)?text$/.test(part.type as string))
         said.push(unmark(part.text, !isShowing));
       else {
-        const image = /^(?:input_)?image(?:_url)?$/.test(part.type as string)
-          ? refOf(part.image_url ?? part.image ?? part.url ?? part.path)
-          : undefined;
+        const isImage = /^(?:input_)?image(?:_url)?$/.test(part.type as string);
+        const held: unknown = part.image_url ?? part.image ?? part.url ?? part.path ?? undefined;
+        if (isImage && held === undefined) {
+          // As datasets for TRL have it: the row has its images in a field of their own.
+          shown.imageParts++;
+          said.push(imageMark);
+          continue;
+        }
+        const image = isImage ? refOf(held) : undefined;
         if (image === undefined) {
           return refuse(
             "CONTENT_NOT_TEXT",
@@ -223,7 +234,8 @@ function textOf(
       }
     }
     // Texts side by side are lines; a picture between them separates them itself.
-    return said.reduce((all, one, at) => all + (at > 0 && one !== pictureMark && said[at - 1] !== pictureMark ? "\n" : "") + one, "");
+    const isText = (one: string | undefined): boolean => one !== pictureMark && one !== imageMark;
+    return said.reduce((all, one, at) => all + (at > 0 && isText(one) && isText(said[at - 1]) ? "\n" : "") + one, "");
   }
   // The result of a tool may be data: templates show it as JSON.
   if (role === "tool" && typeof written === "object" && written !== null) {
@@ -339,7 +351,7 @@ export function convertConversation(values: ConversationValues, context: Context
   if (tools !== undefined) body.tools = tools;
   const images = mediaOf(values.image, context.names.image ?? "image");
   if ("code" in images) return images;
-  const misplaced = placeImages(messages, media, images);
+  const misplaced = placeImages(messages, media, images, { parts: turns.imageParts });
   if (misplaced !== undefined) return misplaced;
   if (media.length > 0) body.media = media;
   return { body, unusedKeys: [...turns.unusedKeys] };
@@ -398,8 +410,9 @@ export function judgeMessages(messages: readonly Message[]): Refusal | undefined
 }
 
 /** Reads the earlier turns in the history field beside a question: messages, or pairs of question and answer. */
-export function readHistory(history: readonly unknown[] | undefined, context: Context): Message[] | Refusal {
-  if (history === undefined || history.length === 0) return [];
+export function readHistory(history: readonly unknown[] | undefined, context: Context): Turns | Refusal {
+  const none = { media: [], imageParts: 0, unusedKeys: new Set<string>() };
+  if (history === undefined || history.length === 0) return { messages: [], ...none };
   if (history.every((pair) => Array.isArray(pair))) {
     const messages: Message[] = [];
     for (const [index, pair] of (history as unknown[][]).entries()) {
@@ -409,10 +422,7 @@ export function readHistory(history: readonly unknown[] | undefined, context: Co
       }
       messages.push({ role: "user", content: question }, { role: "assistant", content: answer });
     }
-    return messages;
+    return { messages, ...none };
   }
-  const turns = convertTurns(history, "history", context);
-  if ("code" in turns) return turns;
-  if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "`history` holds images; text is expected there");
-  return turns.messages;
+  return convertTurns(history, "history", context);
 }

@@ -2,7 +2,7 @@
 import type { Message, Rec } from "@loraline/contracts";
 import { convertTurns, judgeMessages, putSystem, readTurns, toolsOf, type Turns } from "./convert-conversation.ts";
 import { ask } from "./ask.ts";
-import { type Media, mediaOf, placeImages } from "./place-images.ts";
+import { imageMark, type Media, mediaOf, placeImages } from "./place-images.ts";
 import { type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
 
 const user = (content: string): Message => ({ role: "user", content });
@@ -48,27 +48,36 @@ export function convertPreference(values: PreferenceValues, context: Context): C
   const reversed = refuseReversed(context.row);
   if (reversed !== undefined) return reversed;
   const unused = new Set<string>();
-  const read = (given: string | readonly unknown[] | Row, field: string): Message[] | Refusal => {
-    if (typeof given === "string") return turnsOfTranscript(given) ?? [assistant(given)];
+  const read = (given: string | readonly unknown[] | Row, field: string): Turns | Refusal => {
+    if (typeof given === "string")
+      return { messages: turnsOfTranscript(given) ?? [assistant(given)], media: [], imageParts: 0, unusedKeys: unused };
     const turns: Turns | Refusal = convertTurns(Array.isArray(given) ? (given as unknown[]) : [given], field, context, () => {
       const exact = context.exact(field);
       return Array.isArray(exact) ? exact : [exact];
     });
     if ("code" in turns) return { code: turns.code, message: `\`${context.names[field] ?? field}\`: ${turns.message}` };
-    if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", `\`${context.names[field] ?? field}\` holds images; text is expected`);
     for (const key of turns.unusedKeys) unused.add(key);
-    return turns.messages;
+    return turns;
   };
-  const chosen = read(values.chosen, "chosen");
-  if ("code" in chosen) return chosen;
-  const rejected = read(values.rejected, "rejected");
-  if ("code" in rejected) return rejected;
+  const better = read(values.chosen, "chosen");
+  if ("code" in better) return better;
+  const worse = read(values.rejected, "rejected");
+  if ("code" in worse) return worse;
+  const [chosen, rejected] = [better.messages, worse.messages];
 
   // The turns with which both begin are the question, unless they only repeat a question that has a field of its own.
   let shared = 0;
-  while (shared < Math.min(chosen.length, rejected.length) - 1 && isSame(chosen[shared], rejected[shared])) shared++;
+  const isShared = (at: number): boolean =>
+    isSame(chosen[at], rejected[at]) && String(refsOf(better, chosen[at])) === String(refsOf(worse, rejected[at]));
+  while (shared < Math.min(chosen.length, rejected.length) - 1 && isShared(shared)) shared++;
+  for (const [turns, field] of [[better, "chosen"] as const, [worse, "rejected"] as const]) {
+    if (turns.messages.slice(shared).some(({ content, media: shown }) => shown !== undefined || content.includes(imageMark)))
+      return refuse("CONTENT_NOT_TEXT", `an answer in \`${context.names[field] ?? field}\` holds images; text is expected`);
+  }
   let prompt = chosen.slice(0, shared);
-  const media: Media = [];
+  // Those of the shared turns, which come first.
+  const media: Media = [...better.media];
+  let parts = better.imageParts;
   if (!prompt.some(({ role }) => role === "user")) {
     const apart = values.prompt ?? values.messages;
     if (typeof apart === "string" && values.prompt !== undefined) {
@@ -77,12 +86,13 @@ export function convertPreference(values: PreferenceValues, context: Context): C
       const turns = readTurns(apart, values.prompt === undefined ? "messages" : "prompt", context);
       if ("code" in turns) return turns;
       prompt = withoutAnswer(turns.messages);
-      media.push(...turns.media);
+      media.splice(0, media.length, ...turns.media);
+      parts = turns.imageParts;
     }
   }
   const images = mediaOf(values.image, context.names.image ?? "image");
   if ("code" in images) return images;
-  const problem = putSystem(values.system, prompt) ?? placeImages(prompt, media, images);
+  const problem = putSystem(values.system, prompt) ?? placeImages(prompt, media, images, { parts });
   if (problem !== undefined) return problem;
   if (!prompt.some(({ role, content, media: shown }) => role === "user" && (!isBlank(content) || shown !== undefined))) {
     return refuse("EMPTY_PROMPT", "there is no question: `prompt` is missing or empty, and `chosen` and `rejected` do not begin with one");
@@ -117,6 +127,9 @@ export function convertPreference(values: PreferenceValues, context: Context): C
 
 /** Removes the last turn of a conversation if it is an answer, so that the question remains. */
 const withoutAnswer = (messages: Message[]): Message[] => (messages.at(-1)?.role === "assistant" ? messages.slice(0, -1) : messages);
+
+const refsOf = ({ media }: Turns, message: Message | undefined): (string | undefined)[] =>
+  (message?.media ?? []).map((at) => media[at]?.ref);
 
 const isSame = (a: Message | undefined, b: Message | undefined): boolean =>
   a !== undefined && b !== undefined && a.role === b.role && a.content === b.content && a.tool_calls === b.tool_calls;
@@ -175,13 +188,14 @@ interface RankedValues {
   readonly responses: readonly unknown[];
   readonly scores: readonly unknown[] | undefined;
   readonly ranks?: readonly unknown[] | undefined;
+  readonly image?: unknown;
 }
 type Candidates = NonNullable<Rec["candidates"]>;
 
 /** Keys of a response's own score, best first: UltraFeedback has the last two. */
 const scoreKeys = ["score", "rating", "overall_score", "fine-grained_score"];
 
-export function convertRanked({ prompt, input, system, responses, scores, ranks }: RankedValues, context: Context): Conversion {
+export function convertRanked({ prompt, input, system, responses, scores, ranks, image }: RankedValues, context: Context): Conversion {
   const { names, answered } = context;
   if (isBlank(prompt) && isBlank(input ?? "")) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
   for (const [field, values] of [["scores", scores] as const, ["ranks", ranks] as const]) {
@@ -211,7 +225,8 @@ export function convertRanked({ prompt, input, system, responses, scores, ranks 
   if (candidates.length === 0) return refuse("EMPTY_ANSWER", `\`${names.responses ?? "responses"}\` is empty`);
   const said = candidates.map(({ content }) => content);
   answered.set(plainQuestion(prompt), said);
-  return { body: { kind: "ranked", task: "preference", messages: questionOf(joined(prompt, input), system), candidates } };
+  const asked = seen(questionOf(joined(prompt, input), system), image, context);
+  return "code" in asked ? asked : { body: { kind: "ranked", task: "preference", ...asked, candidates } };
 }
 
 function scoreOf(response: Row): unknown {
@@ -224,10 +239,14 @@ interface PreferredValues {
   readonly system: string | undefined;
   readonly responses: readonly string[];
   readonly preferred_response: string;
+  readonly image?: unknown;
 }
 
 /** With one other response the record is a pair; with several it is a ranking with the preferred response first. */
-export function convertPreferred({ prompt, system, responses, preferred_response: wanted }: PreferredValues, context: Context): Conversion {
+export function convertPreferred(
+  { prompt, system, responses, preferred_response: wanted, image }: PreferredValues,
+  context: Context,
+): Conversion {
   const { names } = context;
   if (isBlank(wanted)) return refuse("EMPTY_ANSWER", `\`${names.preferred_response ?? "preferred_response"}\` is empty`);
   const others = [...new Set(responses)].filter((response) => response !== wanted);
@@ -235,9 +254,10 @@ export function convertPreferred({ prompt, system, responses, preferred_response
   if (only === undefined) return refuse("SAME_ANSWERS", "no response differs from the preferred one: nothing can be told from it");
   if (more.length > 0) {
     const all = [wanted, ...others];
-    return convertRanked({ prompt, system, responses: all, scores: all.map((response) => (response === wanted ? 1 : 0)) }, context);
+    const scores = all.map((response) => (response === wanted ? 1 : 0));
+    return convertRanked({ prompt, system, responses: all, scores, image }, context);
   }
-  return convertPreference({ prompt, system, input: undefined, messages: undefined, chosen: wanted, rejected: only }, context);
+  return convertPreference({ prompt, system, input: undefined, messages: undefined, chosen: wanted, rejected: only, image }, context);
 }
 
 /**
@@ -245,13 +265,13 @@ export function convertPreferred({ prompt, system, responses, preferred_response
  * with those. Otherwise the record is just question and answer.
  */
 export function convertPreferredAlone(values: Omit<PreferredValues, "responses">, context: Context): Conversion {
-  const { prompt, system, preferred_response: answer } = values;
+  const { prompt, system, preferred_response: answer, image } = values;
   const responses = context.answered.get(plainQuestion(prompt));
   if (responses?.some((response) => response !== answer) === true) {
     const compared = convertPreferred({ ...values, responses }, context);
     return typeof compared === "string" || "code" in compared ? compared : { ...compared, format: "preferred-of-responses" };
   }
-  const question = { task: "qa", user: prompt, asks: ["prompt"], answer, answers: "preferred_response", values, system };
+  const question = { task: "qa", user: prompt, asks: ["prompt"], answer, answers: "preferred_response", values, system, image };
   return ask(question, { ...context, template: undefined });
 }
 
@@ -261,6 +281,15 @@ function questionOf(prompt: string, system: string | undefined): Message[] {
   const messages = [user(prompt)];
   if (system !== undefined && system !== "") messages.unshift({ role: "system", content: system });
   return messages;
+}
+
+/** A question with the row's images. */
+function seen(messages: Message[], image: unknown, { names }: Context): { messages: Message[]; media?: Media } | Refusal {
+  const images = mediaOf(image, names.image ?? "image");
+  if ("code" in images) return images;
+  const media: Media = [];
+  const misplaced = placeImages(messages, media, images);
+  return misplaced ?? { messages, ...(media.length === 0 ? {} : { media }) };
 }
 
 /* --- one answer with a label --- */
@@ -281,15 +310,23 @@ export function labelled(
 }
 
 export function convertUnpaired(
-  values: { prompt: string; input: string | undefined; system: string | undefined; completion: string; label: boolean | number | string },
+  values: {
+    prompt: string;
+    input: string | undefined;
+    system: string | undefined;
+    completion: string;
+    label: boolean | number | string;
+    image: unknown;
+  },
   context: Context,
 ): Conversion {
   const { names } = context;
   const { prompt, input, system, completion } = values;
   if (isBlank(prompt) && isBlank(input ?? "")) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
   if (isBlank(completion)) return refuse("EMPTY_ANSWER", `\`${names.completion ?? "completion"}\` is empty`);
-  const messages = [...questionOf(joined(prompt, input), system), assistant(completion)];
-  return labelled(values.label, context, (label) => ({ body: { kind: "unpaired", task: "preference", messages, label } }));
+  const asked = seen([...questionOf(joined(prompt, input), system), assistant(completion)], values.image, context);
+  if ("code" in asked) return asked;
+  return labelled(values.label, context, (label) => ({ body: { kind: "unpaired", task: "preference", ...asked, label } }));
 }
 
 export function convertUnpairedConversation(
@@ -298,18 +335,31 @@ export function convertUnpairedConversation(
     system: string | undefined;
     label: boolean | number | string;
     tools: string | readonly unknown[] | undefined;
+    image: unknown;
   },
   context: Context,
 ): Conversion {
   const turns = readTurns(values.messages, "messages", context);
   if ("code" in turns) return turns;
-  if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
-  const problem = putSystem(values.system, turns.messages) ?? judgeMessages(turns.messages);
+  const images = mediaOf(values.image, context.names.image ?? "image");
+  if ("code" in images) return images;
+  const media = [...turns.media];
+  const problem =
+    putSystem(values.system, turns.messages) ??
+    judgeMessages(turns.messages) ??
+    placeImages(turns.messages, media, images, { parts: turns.imageParts });
   if (problem !== undefined) return problem;
   const tools = toolsOf(values.tools, context);
   if (typeof tools === "object") return tools;
   return labelled(values.label, context, (label) => ({
-    body: { kind: "unpaired", task: "preference", messages: turns.messages, label, ...(tools === undefined ? {} : { tools }) },
+    body: {
+      kind: "unpaired",
+      task: "preference",
+      messages: turns.messages,
+      label,
+      ...(tools === undefined ? {} : { tools }),
+      ...(media.length === 0 ? {} : { media }),
+    },
     unusedKeys: [...turns.unusedKeys],
   }));
 }

@@ -25,7 +25,7 @@ import {
   type Signature,
   tagOf,
 } from "./signature.ts";
-import { labelText, signatures } from "./signatures.ts";
+import { imageNames, labelText, signatures } from "./signatures.ts";
 
 export type { Body, Refusal } from "./signature.ts";
 export { needsLabels } from "./signature.ts";
@@ -74,6 +74,8 @@ interface Match {
   readonly judging: readonly string[];
   /** Those of `unused` whose values are objects. */
   readonly objects: readonly string[];
+  /** Those of `unused` that hold pictures, by their names. */
+  readonly pictures: readonly string[];
   /** A required field is present but empty. */
   readonly isHollow: boolean;
 }
@@ -131,7 +133,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     return made;
   };
 
-  const convert = ({ signature, names, reads, unused, judging, objects }: Match, row: Row, original: Row, exact: ExactRow) => {
+  const convert = ({ signature, names, reads, unused, judging, objects, pictures }: Match, row: Row, original: Row, exact: ExactRow) => {
     const judged = refuseJudged(
       signature.format,
       judging.filter((key) => !isMeant(key)),
@@ -142,6 +144,11 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
       const open = objects.filter((key) => !isMeant(key));
       const inside = refuseJudgedInside(signature.format, open, { row: original, isMeant });
       if (inside !== undefined) return inside;
+    }
+    const unseen = pictures.find((key) => !isMeant(key));
+    if (unseen !== undefined) {
+      const read = `the format "${signature.format}" reads no pictures: the answer would be learned blind`;
+      return refuse("PICTURE_NOT_READ", `\`${shorten(unseen)}\` names a picture, and ${read}. Write messages, or question + answer.`);
     }
     const values: Record<string, unknown> = {};
     for (const field in signature.fields) values[field] = undefined;
@@ -309,6 +316,7 @@ function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean):
     names: Object.fromEntries(reads),
     unused,
     judging: unused.filter((key) => mayJudge(key) && !said.has(key)),
+    pictures: unused.filter((key) => imageNames.has(key)),
     objects: Object.keys(row)
       .filter((key) => !used.has(key) && tagOf(row[key]) === "o" && !isNothing(row[key]))
       .map(plain),

@@ -157,6 +157,75 @@ describe("a row as it is in", () => {
       { messages: [{ ...user("What?"), media: [0] }, assistant("A dog.")], media: [{ type: "image", ref: "a.jpg" }] },
     ],
     [
+      "TRL's pictures, which the row holds apart",
+      {
+        prompt: [{ role: "user", content: [{ type: "image" }, { type: "text", text: "What?" }] }],
+        completion: [{ role: "assistant", content: [{ type: "text", text: "A dog.", index: null }] }],
+        images: ["a.jpg"],
+      },
+      "prompt-completion-turns",
+      { messages: [{ ...user("What?"), media: [0] }, assistant("A dog.")], media: [{ type: "image", ref: "a.jpg" }] },
+    ],
+    [
+      "TRL's preferences with pictures",
+      {
+        prompt: [{ role: "user", content: [{ type: "text", text: "What?" }, { type: "image", text: null }] }],
+        chosen: [assistant("A dog.")],
+        rejected: [assistant("A cat.")],
+        images: [{ path: "a.jpg", bytes: null }],
+      },
+      "preference",
+      {
+        messages: [{ ...user("What?\uFFFC"), media: [0] }],
+        chosen: [assistant("A dog.")],
+        rejected: [assistant("A cat.")],
+        media: [{ type: "image", ref: "a.jpg" }],
+      },
+    ],
+    [
+      "a preference whose two sides begin with the same picture",
+      Object.fromEntries(
+        ["chosen", "rejected"].map((side) => [
+          side,
+          [{ role: "user", content: [{ type: "image_url", image_url: { url: "http://x/y.png" } }] }, assistant(side)],
+        ]),
+      ),
+      "preference",
+      {
+        messages: [{ ...user(""), media: [0] }],
+        chosen: [assistant("chosen")],
+        rejected: [assistant("rejected")],
+        media: [{ type: "image", ref: "http://x/y.png" }],
+      },
+    ],
+    [
+      "a labelled answer about a picture",
+      { prompt: "What?", completion: "A dog.", label: true, image: "a.jpg" },
+      "unpaired",
+      { messages: [{ ...user("What?"), media: [0] }, assistant("A dog.")], label: true, media: [{ type: "image", ref: "a.jpg" }] },
+    ],
+    [
+      "ranked answers about a picture",
+      { prompt: "<image>\nWhat?", responses: ["A dog.", "A cat."], scores: [2, 1], image: "a.jpg" },
+      "ranked",
+      { messages: [{ ...user("What?"), media: [0] }], media: [{ type: "image", ref: "a.jpg" }] },
+    ],
+    [
+      "pictures in earlier turns",
+      { instruction: "And?", output: "A cat.", history: [["<image>What?", "A dog."]], images: ["a.jpg"] },
+      "instruction",
+      {
+        messages: [{ ...user("What?"), media: [0] }, assistant("A dog."), user("And?"), assistant("A cat.")],
+        media: [{ type: "image", ref: "a.jpg" }],
+      },
+    ],
+    [
+      "a caption that marks its picture's place",
+      { image: "a.jpg", text: "<image>\nA dog." },
+      "image-caption",
+      { messages: [{ ...user("Describe this image."), media: [0] }, assistant("A dog.")] },
+    ],
+    [
       "OpenAI's images",
       {
         messages: [
@@ -553,18 +622,23 @@ describe("a row is refused", () => {
     ],
     ["an empty text", { text: " " }, "EMPTY_TEXT", /`text` is empty/],
     ["an empty subject", { subject: "", predicate: "p", object: "o" }, "EMPTY_PROMPT", /`subject` is empty/],
+    ["a picture that its format does not read", { document: "d", summary: "s", images: ["a.png"] }, "PICTURE_NOT_READ", /`images`.*"summary"/],
+    ["LLaVA's mark and no picture", { question: "<image>\nWhat?", answer: "A dog." }, "IMAGES_DIFFER", /names no image/],
     [
-      "a history that shows images, which nothing would keep",
+      "a part that stands for a picture, and no picture",
+      { messages: [{ role: "user", content: [{ type: "image" }, { type: "text", text: "What?" }] }, assistant("A dog.")] },
+      "IMAGES_DIFFER",
+      /names no image/,
+    ],
+    [
+      "a picture in one of two answers",
       {
-        instruction: "a",
-        output: "b",
-        history: [
-          { role: "user", content: [{ type: "image_url", image_url: { url: "https://a.test/x.png" } }] },
-          { role: "assistant", content: "y" },
-        ],
+        prompt: "Which?",
+        chosen: [{ role: "assistant", content: [{ type: "image_url", image_url: { url: "http://x/y.png" } }] }],
+        rejected: "no",
       },
       "CONTENT_NOT_TEXT",
-      /`history` holds images/,
+      /answer in `chosen` holds images/,
     ],
     ["a history that is none", { instruction: "a", output: "b", history: [["x"]] }, "HISTORY_INVALID", /`history` 1/],
     ["tools nested without end", { messages: turns, tools: [{ a: deep(100) }] }, "NESTED_TOO_DEEPLY", /64/],

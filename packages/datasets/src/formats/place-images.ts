@@ -34,12 +34,29 @@ export function mediaOf(image: unknown, name: string): Media | Refusal {
   return media;
 }
 
+/** Stands in a text for a picture that the row has in a field of its own. */
+export const imageMark = "<image>";
 const marker = /<image>\n?/g;
+/** A mark where LLaVA's rows have it. Elsewhere it may be a word of the text. */
+const markAtAnEnd = /^<image>(?:\n|$)|\n<image>$/;
 const count = (text: string, of: RegExp): number => text.match(of)?.length ?? 0;
 
-/** Puts a row's images where `<image>` stands in the messages; without such a mark, before the first user's turn. */
-export function placeImages(messages: readonly Message[], media: Media, images: Media): Refusal | undefined {
-  if (images.length === 0) return undefined;
+interface Places {
+  /** How many of the marks cannot be words of the text, because they were parts of type image. */
+  readonly parts?: number | undefined;
+  /** The message before which images stand that no mark has a place for. Default: the first user's. */
+  readonly question?: Message | undefined;
+}
+
+/** Puts a row's images where `<image>` stands in the messages, or before the question. Images that the messages hold themselves are in `media` already. */
+export function placeImages(messages: readonly Message[], media: Media, images: Media, places: Places = {}): Refusal | undefined {
+  const { parts = 0, question = messages.find(({ role }) => role === "user") } = places;
+  if (images.length === 0) {
+    const isMarked = media.length === 0 && messages.some(({ role, content }) => role === "user" && markAtAnEnd.test(content));
+    return parts > 0 || isMarked
+      ? refuse("IMAGES_DIFFER", "a message shows <image>, and the row names no image (`image`, `images`, …). Add it, or remove the mark.")
+      : undefined;
+  }
   const marks = messages.reduce((sum, { content }) => sum + count(content, marker), 0);
   if (marks > 0 && marks !== images.length) {
     return refuse("IMAGES_DIFFER", `the messages show <image> ${marks} times, and the row has ${images.length} images. Make them equal.`);
@@ -47,7 +64,7 @@ export function placeImages(messages: readonly Message[], media: Media, images: 
   let next = media.length;
   media.push(...images);
   for (const message of messages) {
-    const here = marks === 0 ? (message.role === "user" ? images.length : 0) : count(message.content, marker);
+    const here = marks > 0 ? count(message.content, marker) : message === question ? images.length : 0;
     if (here === 0) continue;
     const own = message.media ?? [];
     // What stood before the content, without marks, still does.
@@ -60,7 +77,6 @@ export function placeImages(messages: readonly Message[], media: Media, images: 
       message,
       settle(`${pictureMark.repeat(Math.max(0, unmarked))}${shown}${text}`, [...own, ...Array.from({ length: here }, () => next++)]),
     );
-    if (marks === 0) break;
   }
   return undefined;
 }

@@ -27,7 +27,7 @@ import { convertTags } from "./convert-tags.ts";
 import { languageByScript, languageCode, languageName, languageOf, mostLabels, namesIn, prompt } from "./prompt-templates.ts";
 import { ask } from "./ask.ts";
 import { turnsOfMarkedText } from "./marked-turns.ts";
-import { mediaOf } from "./place-images.ts";
+import { mediaOf, placeImages } from "./place-images.ts";
 import {
   type Body,
   choices,
@@ -61,7 +61,10 @@ import {
 
 const system = may(text, "system_prompt", "系统提示");
 const history = may(list);
-const image = may(textListOrObject, "images", "image_url", "image_path", "file_name");
+const pictureNames = ["images", "image_url", "image_urls", "image_path", "image_paths", "img", "imgs", "picture", "pictures"] as const;
+/** Names that say by themselves that a field holds pictures. `file_name` does not. */
+export const imageNames: ReadonlySet<string> = new Set(["image", ...pictureNames]);
+const image = may(textListOrObject, ...pictureNames, "file_name");
 const turns = needs(listOrJson, "conversation", "conversations", "dialogue", "dialog", "对话");
 const prompts = ["question", "instruction", "query"] as const;
 const preferred = ["preferred", "preferred_answer"] as const;
@@ -112,13 +115,13 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "preferred-of-responses",
     kind: "preference",
-    fields: { prompt: needs(text, ...prompts), system, responses: needs(texts), preferred_response: needs(text, ...preferred) },
+    fields: { prompt: needs(text, ...prompts), system, responses: needs(texts), preferred_response: needs(text, ...preferred), image },
     convert: convertPreferred,
   }),
   signature({
     format: "preferred-response",
     kind: "chat",
-    fields: { prompt: needs(text, ...prompts), system, preferred_response: needs(text, ...preferred) },
+    fields: { prompt: needs(text, ...prompts), system, preferred_response: needs(text, ...preferred), image },
     convert: convertPreferredAlone,
   }),
   signature({
@@ -131,19 +134,20 @@ export const signatures: readonly Signature[] = [
       responses: needs(list, "candidates", "completions", "generations"),
       scores: may(list, "ratings", "rating"),
       ranks: may(list, "rankings", "ranking", "rank"),
+      image,
     },
     convert: convertRanked,
   }),
   signature({
     format: "unpaired-conversation",
     kind: "unpaired",
-    fields: { messages: turns, system, label: needs(flag, "kto_tag"), tools: may(textOrList, "functions") },
+    fields: { messages: turns, system, label: needs(flag, "kto_tag"), tools: may(textOrList, "functions"), image },
     convert: convertUnpairedConversation,
   }),
   signature({
     format: "unpaired-turns",
     kind: "unpaired",
-    fields: { prompt: needs(list), completion: needs(list), label: needs(flag, "kto_tag"), tools: may(textOrList) },
+    fields: { prompt: needs(list), completion: needs(list), label: needs(flag, "kto_tag"), tools: may(textOrList), image },
     convert(values, context) {
       const read = convertPromptAndCompletion(values, context);
       if ("code" in read) return read;
@@ -159,6 +163,7 @@ export const signatures: readonly Signature[] = [
       system,
       completion: needs(text, "response", "answer", "output"),
       label: needs(flag, "kto_tag"),
+      image,
     },
     convert: convertUnpaired,
   }),
@@ -232,6 +237,7 @@ export const signatures: readonly Signature[] = [
       context: needs(text, "article", "passage", "document", "paragraph"),
       question: needs(text, "query"),
       answer: needs(textListOrObject, "answers", "response"),
+      image,
     },
     convert(values, context) {
       const { context: passage, question } = values;
@@ -239,21 +245,23 @@ export const signatures: readonly Signature[] = [
       if (typeof answer !== "string")
         return refuse("EMPTY_ANSWER", `\`${context.names.answer ?? "answer"}\` holds no text: there is nothing to learn from it`);
       const user = isBlank(passage) ? question : `${passage}\n${question}`;
-      return ask({ task: "context-qa", user, asks: ["question"], answer, answers: "answer", values }, context);
+      return ask({ task: "context-qa", user, asks: ["question"], answer, answers: "answer", values, image: values.image }, context);
     },
   }),
   signature({
     format: "image-caption",
     kind: "chat",
-    fields: { image: needs(textListOrObject, "images", "image_url", "image_path", "file_name"), caption: needs(text, "text", "描述") },
+    fields: { image: needs(textListOrObject, ...pictureNames, "file_name"), caption: needs(text, "text", "描述") },
     convert(values, context) {
       const media = mediaOf(values.image, context.names.image ?? "image");
       if ("code" in media) return media;
       if (media.length === 0)
         return refuse("IMAGE_UNREADABLE", `\`${context.names.image ?? "image"}\` is empty. Give the image's path or URL.`);
+      // A caption that marks the place of its picture does not show one.
+      const answer = values.caption.replaceAll(/<image>\n?/g, "");
       const { user, template } = prompt("caption", {}, languageOf(context.mapping.language, values.caption));
       return written(
-        ask({ task: "caption", user, asks: [], answer: values.caption, answers: "caption", values, media }, context),
+        ask({ task: "caption", user, asks: [], answer, answers: "caption", values, image: values.image }, context),
         context,
         template,
       );
@@ -275,15 +283,13 @@ export const signatures: readonly Signature[] = [
       const { instruction, input = "", output, system: own } = values;
       const earlier = readHistory(values.history, context);
       if ("code" in earlier) return earlier;
-      const media = mediaOf(values.image, context.names.image ?? "image");
-      if ("code" in media) return media;
       const user = input === "" ? instruction : `${instruction}\n${input}`;
       const asks = ["instruction", "input"];
       const asked = ask(
-        { task: "instruct", user, asks, answer: output, answers: "output", values, system: own, history: earlier, media },
+        { task: "instruct", user, asks, answer: output, answers: "output", values, system: own, history: earlier, image: values.image },
         context,
       );
-      const alone = earlier.length === 0 && context.template === undefined;
+      const alone = earlier.messages.length === 0 && context.template === undefined;
       return "code" in asked || !alone ? asked : { ...asked, seed: { instruction, input, output } };
     },
   }),
@@ -351,10 +357,18 @@ export const signatures: readonly Signature[] = [
       const { question, answer, system: own } = values;
       const earlier = readHistory(values.history, context);
       if ("code" in earlier) return earlier;
-      const media = mediaOf(values.image, context.names.image ?? "image");
-      if ("code" in media) return media;
       return ask(
-        { task: "qa", user: question, asks: ["question"], answer, answers: "answer", values, system: own, history: earlier, media },
+        {
+          task: "qa",
+          user: question,
+          asks: ["question"],
+          answer,
+          answers: "answer",
+          values,
+          system: own,
+          history: earlier,
+          image: values.image,
+        },
         context,
       );
     },
@@ -362,17 +376,19 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "input-output",
     kind: "chat",
-    fields: { input: needs(text, "inputs"), output: needs(text, "outputs", "target", "targets"), system },
-    convert: (values, context) =>
-      ask(
-        { task: "instruct", user: values.input, asks: ["input"], answer: values.output, answers: "output", values, system: values.system },
+    fields: { input: needs(text, "inputs"), output: needs(text, "outputs", "target", "targets"), system, image },
+    convert({ input, output, system: own, image: shown }, context) {
+      const values = { input, output };
+      return ask(
+        { task: "instruct", user: input, asks: ["input"], answer: output, answers: "output", values, system: own, image: shown },
         context,
-      ),
+      );
+    },
   }),
   signature({
     format: "prompt-completion-turns",
     kind: "chat",
-    fields: { prompt: needs(list), completion: needs(list), tools: may(textOrList) },
+    fields: { prompt: needs(list), completion: needs(list), tools: may(textOrList), image },
     convert: convertPromptAndCompletion,
   }),
   signature({
@@ -448,19 +464,24 @@ function written(asked: ReturnType<typeof ask>, context: Context, template: stri
 
 /** Only the completion is trained; answers inside the prompt are context. */
 function convertPromptAndCompletion(
-  values: { prompt: readonly unknown[]; completion: readonly unknown[]; tools: string | readonly unknown[] | undefined },
+  values: { prompt: readonly unknown[]; completion: readonly unknown[]; tools: string | readonly unknown[] | undefined; image: unknown },
   context: Context,
 ): Converted | Refusal {
   const asked = readTurns(values.prompt, "prompt", context);
   if ("code" in asked) return asked;
   const answered = readTurns(values.completion, "completion", context);
   if ("code" in answered) return answered;
-  if (asked.media.length + answered.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
+  if (answered.media.length + answered.imageParts > 0)
+    return refuse("CONTENT_NOT_TEXT", `\`${context.names.completion ?? "completion"}\` holds images; text is expected`);
   const messages: Message[] = asked.messages.map((message) => (message.role === "assistant" ? { ...message, train: false } : message));
   messages.push(...answered.messages);
-  const problem = judgeMessages(messages);
+  const images = mediaOf(values.image, context.names.image ?? "image");
+  if ("code" in images) return images;
+  const media = [...asked.media];
+  const problem = judgeMessages(messages) ?? placeImages(messages, media, images, { parts: asked.imageParts });
   if (problem !== undefined) return problem;
   const body: Body = { kind: "chat", task: "chat", messages };
+  if (media.length > 0) body.media = media;
   const tools = toolsOf(values.tools, context);
   if (typeof tools === "object") return tools;
   if (tools !== undefined) body.tools = tools;

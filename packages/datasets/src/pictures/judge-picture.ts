@@ -3,6 +3,7 @@ import { type PictureEntry, pictureLimits } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { type Refusal, refuse } from "../formats/signature.ts";
 import { kindOfPicture } from "./kind-of-picture.ts";
+import { judgePngChunks } from "./png-chunks.ts";
 
 /** A picture of so many pixels is decoded alone: its memory is a few bytes for each. */
 const largePixels = 4_000_000;
@@ -35,15 +36,22 @@ export async function judgePicture(bytes: Uint8Array, what: string): Promise<Pic
   }
   const open = await load();
   try {
-    const { width: stored, height, format, autoOrient } = await open(bytes).metadata();
+    const { width: stored, height, format, autoOrient, orientation, depth, channels, xmp } = await open(bytes).metadata();
     if (`image/${format}` !== media_type) throw new Error(`its first bytes are those of ${media_type}, and it is ${format}`);
     const [long, short] = [Math.max(stored, height), Math.min(stored, height)];
     if (long > pictureLimits.side || long > short * pictureLimits.ratio || stored * height > pictureLimits.pixels) {
       const { pixels, side, ratio } = pictureLimits;
       return tooLarge(what, `has ${stored} × ${height} pixels; ${pixels} in all, ${side} a side and sides of ${ratio}:1 are allowed`);
     }
+    // Trainer and engine read pictures with Pillow, and so must find what is found here.
+    if (depth === "ushort" && channels <= 2) {
+      return refuse("PICTURE_UNSUPPORTED", `${what} has 16 bits of grey, most of which would be read as white. Save it with 8 bits.`);
+    }
+    if (format === "png") judgePngChunks(bytes);
     await inTurn(stored * height, () => open(bytes).stats());
-    return { digest: digestOf(bytes), bytes: bytes.byteLength, media_type, width: autoOrient.width, height: autoOrient.height };
+    const isTurned = orientation === undefined && xmp !== undefined && /tiff:Orientation(?:="|>)[5-8]/.test(xmp.toString("latin1"));
+    const [width, high] = isTurned ? [height, stored] : [autoOrient.width, autoOrient.height];
+    return { digest: digestOf(bytes), bytes: bytes.byteLength, media_type, width, height: high };
   } catch (error) {
     const [why = ""] = (error as Error).message.split("\n");
     if (/pixel limit|exceeds/i.test(why)) return tooLarge(what, `has more than ${pictureLimits.pixels} pixels`);

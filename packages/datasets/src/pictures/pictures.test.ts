@@ -1,6 +1,6 @@
 /** Pictures of rows, in every spelling and from every place, as they come out of a whole file. */
 import { buffer } from "node:stream/consumers";
-import { gzipSync } from "node:zlib";
+import { crc32, deflateSync, gzipSync } from "node:zlib";
 import { pictureLimits, pictureMark, record, type Rec, type Rejection } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
@@ -201,6 +201,24 @@ describe.each(Object.entries(archives))("in a %s archive", (_, make) => {
     expect(records[0]?.media?.[0]?.ref).toBe(digestOf(red));
   });
 
+  it("with a text beside each picture, as tools for captions leave them", async () => {
+    const { records, rejections, notes } = await read(
+      await make({
+        "set/1.png": red,
+        "set/1.txt": Buffer.from("\uFEFFA red square.\n"),
+        "set/2.jpg": blue,
+        "set/2.txt": Buffer.from("A blue square."),
+        "readme.txt": Buffer.from("Squares."),
+      }),
+    );
+    expect(rejections).toEqual([]);
+    expect(records.map(({ messages, media }) => [messages?.at(-1)?.content, media?.[0]?.ref])).toEqual([
+      ["A red square.", digestOf(red)],
+      ["A blue square.", digestOf(blue)],
+    ]);
+    expect(notes).toMatchObject([{ code: "FILES_LEFT_OUT", message: expect.stringContaining("readme.txt") as string }]);
+  });
+
   it("missing, ambiguous, broken, of no kind, and outside of the archive: each is told with its line", async () => {
     const names = ["nowhere.png", "1.png", "broken.png", "text.png", "../../etc/passwd", "2.png"];
     const { records, rejections } = await read(
@@ -233,6 +251,39 @@ describe("a picture that cannot be used", () => {
     for (const bytes of [await large.png().toBuffer(), await large.jpeg().toBuffer(), await large.webp({ lossless: true }).toBuffer()]) {
       expect(await judgePicture(bytes.subarray(0, Math.floor(bytes.length * 0.7)), "it")).toMatchObject({ code: "PICTURE_BROKEN" });
     }
+  });
+
+  /** A PNG with another chunk before its last one. */
+  const withChunk = (kind: string, data: Buffer, checksum?: number): Buffer => {
+    const body = Buffer.concat([Buffer.from(kind), data]);
+    const [length, sum] = [Buffer.alloc(4), Buffer.alloc(4)];
+    length.writeUInt32BE(data.length);
+    sum.writeUInt32BE(checksum ?? crc32(body));
+    return Buffer.concat([red.subarray(0, -12), length, body, sum, red.subarray(-12)]);
+  };
+  it("that libvips reads and Pillow does not, or reads otherwise", async () => {
+    const text = (size: number) => withChunk("zTXt", Buffer.concat([Buffer.from("note\0\0"), deflateSync(Buffer.alloc(size))]));
+    expect(await judgePicture(text(1000), "it")).toMatchObject({ width: 24 });
+    expect(await judgePicture(text(2_000_000), "it")).toMatchObject({
+      code: "PICTURE_BROKEN",
+      message: expect.stringContaining("zTXt") as string,
+    });
+    const wrong = withChunk("tEXt", Buffer.from("note\0x"), 1);
+    expect(await judgePicture(wrong, "it")).toMatchObject({
+      code: "PICTURE_BROKEN",
+      message: expect.stringContaining("checksum") as string,
+    });
+    const deep = await sharp(Buffer.alloc(2 * 24 * 16), { raw: { width: 24, height: 16, channels: 1, depth: "ushort" } } as never)
+      .toColourspace("grey16")
+      .png()
+      .toBuffer();
+    expect(await judgePicture(deep, "it")).toMatchObject({
+      code: "PICTURE_UNSUPPORTED",
+      message: expect.stringContaining("16 bits") as string,
+    });
+    const meta =
+      '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>';
+    expect(await judgePicture(await square("red").withXmp(meta).png().toBuffer(), "it")).toMatchObject({ width: 16, height: 24 });
   });
 
   it("that unpacks to a hundred million pixels", async () => {

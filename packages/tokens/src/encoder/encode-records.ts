@@ -163,6 +163,10 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
       const pieces: Piece[] = [];
       let placed = 0;
       for (const piece of sample.pieces) {
+        if (isPlace(piece) && piece.trained) {
+          const advice = "Put it into the question, or set `train: false` for that turn.";
+          return drop("PICTURE_IN_ANSWER", `a trained answer shows a picture, which no model here can write. ${advice}`);
+        }
         const picture = isPlace(piece) ? waiting.next().value : undefined;
         if (picture !== undefined) placed++;
         if (picture === undefined) append(pieces, piece);

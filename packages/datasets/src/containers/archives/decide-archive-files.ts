@@ -17,6 +17,11 @@ interface ArchiveFiles {
   readonly left: string[];
   /** Pictures, which rows may name. */
   readonly pictures: string[];
+  /**
+   * Where there is no data file: of a text its picture, if they stand side by side under one name (1.png, 1.txt). Not empty: the texts are captions,
+   * and only they are read.
+   */
+  readonly captions: ReadonlyMap<string, string>;
 }
 
 /**
@@ -29,14 +34,21 @@ export function decideArchiveFiles(paths: readonly string[]): ArchiveFiles {
   const data = meant.filter((path) => dataFile.test(path));
   const candidates = data.length > 0 ? data : meant.filter((path) => textFile.test(path));
   const train = candidates.filter((path) => !otherSplits.some((split) => namesPart(path, split)));
-  const read = train.length > 0 ? train : candidates;
+  const pictures = meant.filter((path) => pictureFile.test(path));
+  const pictureOf = new Map(pictures.map((path) => [withoutEnding(path), path]));
+  const texts = data.length > 0 ? [] : train.length > 0 ? train : candidates;
+  const captions = new Map(
+    texts.flatMap((path): [string, string][] => {
+      const picture = pictureOf.get(withoutEnding(path));
+      return picture === undefined ? [] : [[path, picture]];
+    }),
+  );
+  const read = captions.size > 0 ? [...captions.keys()] : train.length > 0 ? train : candidates;
   const chosen = new Set(read);
-  return {
-    read,
-    left: meant.filter((path) => !chosen.has(path) && !pictureFile.test(path)),
-    pictures: meant.filter((path) => pictureFile.test(path)),
-  };
+  return { read, left: meant.filter((path) => !chosen.has(path) && !pictureFile.test(path)), pictures, captions };
 }
+
+const withoutEnding = (path: string): string => path.replace(/\.[^./]+$/, "");
 
 /** Whether a path has `word` as a word of its own: `data/test-00000-of-00002.parquet` has `test`. */
 const namesPart = (path: string, word: string): boolean => new RegExp(`(?:^|[/_.-])${word}(?:[/_.-]|$)`, "i").test(path);
