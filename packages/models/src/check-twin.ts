@@ -3,8 +3,8 @@
  *
  * What can be compared: tokenizer and sizes, all of them; tensors that are not quantised (norms, embeddings), which have to be equal; 4-bit
  * weights of GPTQ and AWQ, of the first, the middle and the last layer, 64 outputs of each module, which have to be the original's as their
- * steps allow. A base that was fine-tuned from the original differs by less than a step: norms and embeddings tell the two apart. In other
- * packings (FP8, compressed-tensors) the quantised weights are not compared.
+ * steps allow. A base that was fine-tuned from the original differs by less than a step: norms and embeddings tell the two apart, where the fine-tuning
+ * changed them (a LoRA that was merged did not). In other packings (FP8, compressed-tensors) the quantised weights are not compared.
  *
  * Rounding to nearest differs by 0.29 steps (root mean square), and GPTQ, which makes up in one weight for the error of another, by at most
  * about 1; the weights of another base by 3 and more. The limit is 1.5.
@@ -13,6 +13,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import type { Problem } from "@loraline/contracts";
+import { spellingsOf } from "./architectures.ts";
 import { openTensors, type OpenTensors } from "./open-tensors.ts";
 import { type PackedModule, type Packing, packingOf, unpackedWeight } from "./quantised-tensors.ts";
 
@@ -35,6 +36,8 @@ const computed = [
   "hidden_act",
   "tie_word_embeddings",
 ] as const;
+/** Fields that tools leave out: they are compared where both configs have them. */
+const computedIfSaid = ["rms_norm_eps", "rope_theta", "rope's type", "rope's factor"] as const;
 
 /**
  * @param dir - the folder of the quantised base.
@@ -45,10 +48,13 @@ const computed = [
 export async function checkTwin(dir: string, original: string): Promise<Problem | undefined> {
   const said = "derivedFrom names the base whose weights were quantised";
   const refuse = (code: string, message: string): Problem => ({ code, param: "derivedFrom", message });
-  const [config, theirs] = await Promise.all([dir, original].map((folder) => readJson(join(folder, "config.json"))));
-  const field = computed.find((name) => !isDeepStrictEqual(config?.[name] ?? null, theirs?.[name] ?? null));
+  const [config = {}, theirs = {}] = await Promise.all([dir, original].map((folder) => readJson(join(folder, "config.json"))));
+  const [ours, others] = [computingOf(config), computingOf(theirs)];
+  const field =
+    computed.find((name) => !isDeepStrictEqual(ours[name] ?? null, others[name] ?? null)) ??
+    computedIfSaid.find((name) => (ours[name] ?? null) !== null && (others[name] ?? null) !== null && ours[name] !== others[name]);
   if (field !== undefined) {
-    const [here, there] = [config?.[field], theirs?.[field]].map((value) => JSON.stringify(value ?? null));
+    const [here, there] = [ours[field], others[field]].map((value) => JSON.stringify(value ?? null));
     return refuse("TWIN_CONFIG_DIFFERS", `${field} is ${here} in ${dir} and ${there} in ${original}: these are two models. ${said}.`);
   }
   const part = await otherTokenizer(dir, original);
@@ -60,7 +66,14 @@ export async function checkTwin(dir: string, original: string): Promise<Problem 
   }
   await using here = await openTensors(dir);
   await using there = await openTensors(original);
-  const differing = await differingPlain(here, there);
+  const plain = plainPairs(here, there);
+  if (plain.length === 0) {
+    return refuse(
+      "TWIN_WEIGHTS_DIFFER",
+      `no unquantised tensor of ${dir} has a counterpart in ${original}, so nothing can be compared: these are two models. ${said}.`,
+    );
+  }
+  const differing = await differingPlain(here, there, plain);
   const [first] = differing;
   const norms = differing.filter((name) => /norm/.test(name));
   const packing = packingOf(config);
@@ -73,6 +86,22 @@ export async function checkTwin(dir: string, original: string): Promise<Problem 
   const compared = first === undefined && packing !== undefined ? await differingPacked(here, there, packing) : undefined;
   const why = first !== undefined ? `"${first}" is not quantised, and it is not the original's` : compared;
   return why === undefined ? undefined : refuse("TWIN_WEIGHTS_DIFFER", `${dir} was not made of ${original}: ${why}. ${said}.`);
+}
+
+/** What a config says of its language model, whether that stands in a wrapper, and whichever transformers wrote it. */
+function computingOf(config: Record<string, unknown>): Record<string, unknown> {
+  const inner = (config["text_config"] ?? {}) as Record<string, unknown>;
+  const all = { ...config, ...inner, architectures: config["architectures"], model_type: config["model_type"] };
+  const rope = { ...(all["rope_scaling"] as object | null), ...(all["rope_parameters"] as object | null) } as Record<string, unknown>;
+  // One for each kind of layer is not compared.
+  const isOne = Object.values(rope).every((value) => typeof value !== "object");
+  if (!isOne) return all;
+  return {
+    ...all,
+    rope_theta: rope["rope_theta"] ?? all["rope_theta"],
+    "rope's type": rope["rope_type"] ?? rope["type"] ?? "default",
+    "rope's factor": rope["factor"],
+  };
 }
 
 const readJson = async (file: string): Promise<Record<string, unknown>> =>
@@ -106,12 +135,20 @@ async function otherTokenizer(dir: string, original: string): Promise<string | u
   return parts.find((part) => !isDeepStrictEqual(here?.[part], there?.[part]));
 }
 
-/** Tensors that are stored unquantised in both, and differ. */
-async function differingPlain(here: OpenTensors, there: OpenTensors): Promise<string[]> {
-  const plain = [...here.names()].filter((name) => isPlain(here, name) && isPlain(there, name));
+type Pair = readonly [name: string, theirs: string];
+
+/** Tensors that are stored unquantised in both. A language model may have the names of another wrapper in each. */
+const plainPairs = (here: OpenTensors, there: OpenTensors): Pair[] =>
+  [...here.names()].flatMap((name): Pair[] => {
+    const theirs = isPlain(here, name) ? spellingsOf(name).find((each) => isPlain(there, each)) : undefined;
+    return theirs === undefined ? [] : [[name, theirs]];
+  });
+
+/** Those that differ. */
+async function differingPlain(here: OpenTensors, there: OpenTensors, plain: readonly Pair[]): Promise<string[]> {
   const differing: string[] = [];
-  for (const name of plain) {
-    const [a, b] = [here.tensor(name), there.tensor(name)];
+  for (const [name, theirs] of plain) {
+    const [a, b] = [here.tensor(name), there.tensor(theirs)];
     const values = a.shape.reduce((product, size) => product * size, 1);
     let isEqual = isDeepStrictEqual(a.shape, b.shape);
     const most = Math.min(values, windowBytes / 2);
@@ -120,7 +157,7 @@ async function differingPlain(here: OpenTensors, there: OpenTensors): Promise<st
     const length = starts.length === 1 ? values : most;
     for (const start of starts) {
       if (!isEqual) break;
-      const [x, y] = await Promise.all([here.values(name, start, length), there.values(name, start, length)]);
+      const [x, y] = await Promise.all([here.values(name, start, length), there.values(theirs, start, length)]);
       isEqual = x.every((value, i) => isClose(value, y[i] ?? Number.NaN, a.dtype === b.dtype));
     }
     if (!isEqual) differing.push(name);
@@ -141,8 +178,8 @@ async function differingPacked(here: OpenTensors, there: OpenTensors, packing: P
   const layers = [...new Set(modules.map(layerOf))].toSorted((a, b) => a - b);
   const sampled = new Set([layers[0], layers[Math.floor(layers.length / 2)], layers.at(-1)]);
   for (const name of modules.filter((each) => sampled.has(layerOf(each)))) {
-    const weight = `${name}.weight`;
-    if (!there.has(weight)) return `it has no "${weight}"`;
+    const weight = spellingsOf(`${name}.weight`).find((each) => there.has(each));
+    if (weight === undefined) return `it has no "${name}.weight"`;
     const [outputs = 0, inputs = 0] = there.tensor(weight).shape;
     const module: PackedModule = {
       packing,

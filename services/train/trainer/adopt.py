@@ -12,6 +12,7 @@ config only the fields that scale the weights are used.
 """
 
 import json
+import re
 
 from spec import TABLES, TrainerError, check_section
 
@@ -40,8 +41,8 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         on_gpu = spec["device"] != "cpu" and torch.cuda.is_available()
         compute_type = compute.BF16 if on_gpu else compute.native_type()
         model = load_base(directory, compute_type)
-        weights = with_names_of(model, weights)
         with time_limit(f"applying the patterns of adapter_config.json to {len(weights) // 2} modules"):
+            config, weights = with_names_of(model, config, weights)
             model = attach_adapter(model, config, weights)
         loaded = set_peft_model_state_dict(model, weights)
         if loaded.unexpected_keys:
@@ -102,17 +103,35 @@ def check_values(weights: dict) -> None:
         raise TrainerError("ADAPTER_ZERO", "Every lora_B is zero: the adapter does nothing.", "adapter_model.safetensors")
 
 
-def with_names_of(model, weights: dict) -> dict:
-    """The weights under the names that their modules have in this base, whose language model may stand in another wrapper than in training."""
+def with_names_of(model, config: dict, weights: dict) -> tuple[dict, dict]:
+    """
+    Config and weights with the names that their modules have in this base, whose language model may stand in another wrapper than in training. The
+    config's patterns are for the old names, so each becomes one that lists the modules it is for.
+    """
     import language_model
+    from peft.utils.other import get_pattern_key
 
     linear = language_model.linear_modules(model)
+    modules = {}
 
     def renamed(name: str) -> str:
         module, part, rest = name.removeprefix(PREFIX).rpartition(".lora_")
-        return f"{PREFIX}{language_model.named_as_in(linear, module)}{part}{rest}" if name.startswith(PREFIX) and part else name
+        if not (name.startswith(PREFIX) and part):
+            return name
+        modules[module] = language_model.named_as_in(linear, module)
+        return f"{PREFIX}{modules[module]}{part}{rest}"
 
-    return {renamed(name): weight for name, weight in weights.items()}
+    weights = {renamed(name): weight for name, weight in weights.items()}
+    if all(old == new for old, new in modules.items()):
+        return config, weights
+    patterns = {}
+    for field in ("rank_pattern", "alpha_pattern"):
+        given = config.get(field) or {}
+        listed = {key: [] for key in given}
+        for old, new in modules.items() if given else ():
+            listed.get(get_pattern_key(list(given), old), []).append(re.escape(new))
+        patterns[field] = {"|".join(names): given[key] for key, names in listed.items() if names}
+    return config | patterns, weights
 
 
 def attach_adapter(model, config: dict, weights: dict):

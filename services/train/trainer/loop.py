@@ -289,6 +289,10 @@ class Reporter(TrainerCallback):
         if loss is None:
             return
         loss = sum_over_ranks(loss) / sum_over_ranks(1)  # all ranks must find the same step to be the best one
+        if not math.isfinite(loss):
+            raise TrainerError(
+                "NON_FINITE_LOSS", f"The held-out loss after step {step} is {loss}. Lower training.learning_rate or add warmup_steps.", "training.learning_rate"
+            )
         meter.eval_history.append([step, loss])
         self.emit({"type": "eval", "step": step, "eval_loss": loss})
         if self.best is not None:

@@ -46,7 +46,10 @@ def data_url(content: bytes) -> str:
 
     from PIL import Image
 
-    kind = Image.open(BytesIO(content)).get_format_mimetype()
+    try:
+        kind = Image.open(BytesIO(content)).get_format_mimetype()
+    except Exception as error:
+        raise TrainerError("PICTURE_UNREADABLE", f"a picture of a probe cannot be read: {error}. Remove it from the dataset.", "pictures") from error
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -72,7 +75,10 @@ def record(model, spec: dict) -> torch.Tensor:
     model.eval()
     inputs, _ = inputs_of(model, flatten(rows))
     inputs["logits_to_keep"] = inputs["cu_seq_lens_q"][1:].long() - 1
-    return model(**inputs).logits[0].float().log_softmax(-1).cpu()
+    found = model(**inputs).logits[0].float().log_softmax(-1).cpu()
+    if found.isnan().any():
+        raise TrainerError("ADAPTER_NAN", "The model computes NaN on a probe: weights are too large. Lower training.learning_rate.", "training.learning_rate")
+    return found
 
 
 def compare(spec: dict, base: torch.Tensor, adapter: torch.Tensor) -> list[dict]:

@@ -51,6 +51,7 @@ After the last step SIGTERM is ignored: the remaining work takes seconds, less t
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -475,11 +476,13 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
     with attempt.phase("evaluate"), as_stored():
         if len(evaluated):
             measured = objective.measure(model, evaluated)
+            found = objective.evaluation(base_measured, measured)
+            check_finite(found)
             if best is None:  # else the curve has the last step already, and what is published may be of an earlier one
                 loss = objective.held_out_loss(base_measured, measured)
                 attempt.emit({"type": "eval", "step": published_step, "eval_loss": loss})
                 attempt.result["eval_history"].append([published_step, loss])
-            attempt.result["evaluation"] = objective.evaluation(base_measured, measured) | {
+            attempt.result["evaluation"] = found | {
                 "rows": len(evaluated),
                 "held_out_rows": len(held_out),
                 "rows_digest": evaluated.digest(),
@@ -490,6 +493,17 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
     if spec["twins"] and not sharded:  # last, since the model keeps their weights
         with attempt.phase("probe"):
             attempt.result["twins"] = probes.on_twins(model, spec, directory)
+
+
+def check_finite(evaluation: dict) -> None:
+    """JSON has no NaN, and an adapter that gives one is of no use. Raises NON_FINITE_LOSS."""
+    for name, value in evaluation.items():
+        if isinstance(value, dict):
+            check_finite(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise TrainerError(
+                "NON_FINITE_LOSS", f"On the held-out rows {name} is {value}: the training diverged. Lower training.learning_rate.", "training.learning_rate"
+            )
 
 
 def convert(parameters: Iterable["torch.nn.Parameter"], dtype: "torch.dtype") -> None:

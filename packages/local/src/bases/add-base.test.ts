@@ -48,13 +48,51 @@ test("a folder becomes a base, without pickles and what belongs to other program
   ]);
 });
 
-test("a base is added as a copy of another one only if it is one", async ({ dirs }) => {
-  const safetensors = (norm: number) => {
-    const header = Buffer.from(JSON.stringify({ "model.norm.weight": { dtype: "F32", shape: [1], data_offsets: [0, 4] } }));
-    const prefix = Buffer.alloc(8);
-    prefix.writeBigUInt64LE(BigInt(header.length));
-    return Buffer.concat([prefix, header, Buffer.from(Float32Array.of(norm).buffer)]);
+const safetensors = (norm: number, name = "model.norm.weight") => {
+  const header = Buffer.from(JSON.stringify({ [name]: { dtype: "F32", shape: [1], data_offsets: [0, 4] } }));
+  const prefix = Buffer.alloc(8);
+  prefix.writeBigUInt64LE(BigInt(header.length));
+  return Buffer.concat([prefix, header, Buffer.from(Float32Array.of(norm).buffer)]);
+};
+
+test("copies are compared whichever transformers wrote them, and what cannot be compared is no copy", async ({ dirs }) => {
+  const architectures = ["Qwen2_5_VLForConditionalGeneration"];
+  const write = async (config: object, tensor: string) => {
+    await writeFile(join(dirs.source, "config.json"), JSON.stringify({ architectures, ...config }));
+    await writeFile(join(dirs.source, "model.safetensors"), safetensors(1, tensor));
   };
+  const derive = (name: string) =>
+    addBase({
+      ...dirs,
+      name,
+      derivedFrom: "small",
+      python: "false",
+      env: {},
+      signal: new AbortController().signal,
+      progress: new PassThrough(),
+    });
+  const norm = "layers.0.input_layernorm.weight";
+  await write({ hidden_size: 8, rope_theta: 1e4, rms_norm_eps: 1e-5 }, `model.${norm}`);
+  await add(dirs, "small");
+  const newer = { hidden_size: 8, rope_parameters: { rope_type: "default", rope_theta: 1e4 } };
+  await write({ text_config: newer }, `model.language_model.${norm}`);
+  expect(await derive("copy")).toMatchObject({ derivedFrom: "small" });
+  for (const [text, field] of [
+    [{ ...newer, hidden_size: 16 }, "hidden_size"],
+    [{ ...newer, rms_norm_eps: 1e-6 }, "rms_norm_eps"],
+    [{ ...newer, rope_parameters: { rope_type: "yarn", factor: 4, rope_theta: 1e4 } }, "rope's type"],
+  ] as const) {
+    await write({ text_config: text }, `model.language_model.${norm}`);
+    await expect(derive("other")).rejects.toMatchObject({ code: "TWIN_CONFIG_DIFFERS", message: expect.stringContaining(field) as string });
+  }
+  await write({ text_config: newer }, "model.language_model.layers.1.input_layernorm.weight");
+  await expect(derive("other")).rejects.toMatchObject({
+    code: "TWIN_WEIGHTS_DIFFER",
+    message: expect.stringContaining("nothing can be compared") as string,
+  });
+});
+
+test("a base is added as a copy of another one only if it is one", async ({ dirs }) => {
   const file = join(dirs.source, "model.safetensors");
   await writeFile(file, safetensors(1));
   const derive = (name: string, derivedFrom: string) =>

@@ -118,10 +118,16 @@ def test_an_adapter_from_elsewhere_gets_the_names_of_its_base(directory, wrapped
     file = run.path / "import/adapter_model.safetensors"
     weights = load_file(file)
     save_file({name.replace("model.model.language_model.", f"model.{beginning}"): weight for name, weight in weights.items()}, file)
+    # One module has another scaling, under the name that the file has for it.
+    config = json.loads((run.path / "import/adapter_config.json").read_text())
+    own = "layers.0.self_attn.q_proj"
+    (run.path / "import/adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {f"{beginning}{own}": 2 * config["lora_alpha"]}}))
     assert run.run() == 0, run.result["error"]
     published = load_file(run.path / "adapter/adapter_model.safetensors")
     assert published.keys() == weights.keys()
-    assert all(torch.equal(published[name], weight) for name, weight in weights.items())
+    doubled = [name for name in weights if f".{own}.lora_B." in name]
+    assert len(doubled) == 1
+    assert all(torch.equal(published[name], weight * (2 if name in doubled else 1)) for name, weight in weights.items())
 
 
 def test_an_adapter_of_the_vision_tower_is_refused(directory, wrapped):

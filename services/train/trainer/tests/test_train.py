@@ -491,6 +491,13 @@ def test_sigterm_before_the_first_step_stops_at_once(directory, monkeypatch):
 # Failures
 
 
+def test_an_evaluation_that_is_not_finite_ends_the_run_with_a_result_that_can_be_read(directory):
+    run = directory(lora={"lora_alpha": 1e30}, training={"learning_rate": 10, "max_grad_norm": 0, "num_train_epochs": 50, "eval_steps": 1})
+    assert failure(run)["code"] == "NON_FINITE_LOSS"
+    for text in [(run.path / "result.json").read_text(), (run.path / "progress.jsonl").read_text()]:
+        assert "NaN" not in text.replace("is nan", "") and "Infinity" not in text
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(directory):
     run = directory(lora={"lora_alpha": 1e30}, training={"learning_rate": 10, "max_grad_norm": 0, "num_train_epochs": 50})
     error = failure(run)
