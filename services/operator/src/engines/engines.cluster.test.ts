@@ -357,10 +357,11 @@ describe("an Engine", () => {
         const name = `sleepy-${kind.toLowerCase()}`;
         await begin(name, kind);
         await twoLooks();
-        later += 601_000;
+        later += 590_000;
         await tell("g1");
-        // One of two gateways says nothing, and may be answering.
         await tell("g2");
+        await twoLooks();
+        // Ten minutes are over, and one of two gateways says nothing, and may be answering.
         later += 16_000;
         await tell("g1");
         await twoLooks();
