@@ -4,8 +4,8 @@ usage: legs.py [--limit SECONDS] [--no-skips] LEG... | all
 
 A leg is a target of the Makefile; LEGS below has its resources. It starts as soon as the legs that it needs have ended and enough cores are
 free. Its output is kept in .cache/reports/LEG.log and printed as a whole when it ends, so that outputs do not mix. At the limit all running
-legs are ended and counted as failed. A leg that may be left out does not begin without time enough, and the report says so. The report at the
-end: why tests failed (repeated, as a reader may see only the end); a table of legs; the slowest tests; and as last line `N passed, N failed`,
+legs are ended and counted as failed. A leg that may be left out does not begin without time enough, and what the limit takes from it is no failure; the
+report says so. The report at the end: why tests failed (repeated, as a reader may see only the end); a table of legs; the slowest tests; and as last line `N passed, N failed`,
 which sums the JUnit reports of vitest and pytest.
 
 --no-skips: a skipped test counts as failed. For CI, where everything that tests need is installed, so that a skip would hide an error.
@@ -124,7 +124,7 @@ def run(legs: list[str], limit_s: float) -> list[Result]:
                 waiting.remove(leg)
                 left_s = began + limit_s - time.monotonic()
                 if left_s < (LEGS[leg].takes_s or 0):
-                    done[leg] = Result(leg, f"{LEFT_OUT}: {left_s:.0f} s were left, and it may take {LEGS[leg].takes_s:.0f}. Run it: make {leg}")
+                    done[leg] = Result(leg, out_of_time(leg, f"{left_s:.0f} s were left, and it may take {LEGS[leg].takes_s:.0f}"))
                     continue
                 broken = [need for need in LEGS[leg].needs if need in done and done[need].status != "ok"]
                 if broken:
@@ -148,11 +148,10 @@ def run(legs: list[str], limit_s: float) -> list[Result]:
                 say(f"{leg}: {done[leg].status} after {now - of.started:.0f} s", began)
             if now - began > limit_s:
                 for leg, of in running.items():
-                    done[leg] = Result(leg, f"ended at the limit of {limit_s:.0f} s", now - of.started)
+                    done[leg] = Result(leg, out_of_time(leg, f"ended at the limit of {limit_s:.0f} s"), now - of.started)
                     print("\n" + "\n".join((REPORTS / f"{leg}.log").read_text(errors="replace").splitlines()[-LINES:]))
                 for leg in waiting:
-                    status = f"not begun before the limit of {limit_s:.0f} s"
-                    done[leg] = Result(leg, status if LEGS[leg].takes_s is None else f"{LEFT_OUT}: {status}. Run it: make {leg}")
+                    done[leg] = Result(leg, out_of_time(leg, f"not begun before the limit of {limit_s:.0f} s"))
                 break
             if now - told > HEARTBEAT_S:
                 told = now
@@ -163,6 +162,10 @@ def run(legs: list[str], limit_s: float) -> list[Result]:
         if LEGS[result.leg].tests and result.wall_s > 0:  # a report of an earlier time may be there
             read_cases(result)
     return [done[leg] for leg in legs]
+
+
+def out_of_time(leg: str, why: str) -> str:
+    return why if LEGS[leg].takes_s is None else f"{LEFT_OUT}: {why}. Run it: make {leg}"
 
 
 def ready(leg: str, running: dict[str, Running], done: dict[str, Result], legs: list[str], cores: int) -> bool:
