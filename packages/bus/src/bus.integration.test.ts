@@ -1,3 +1,6 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { buckets, consumers, type EngineRecord, type EventDef, events, subjectFor } from "@loraline/contracts";
 import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf, UnavailableError } from "@loraline/runtime";
@@ -6,6 +9,7 @@ import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { headers, type NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { describe, expect, vi } from "vitest";
+import { z } from "zod";
 import { connectBus, createBus, ensureStreams, tellWaiting } from "./index.ts";
 
 const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
@@ -62,6 +66,28 @@ describe("publish", () => {
     expect(filenames).toEqual(["first", "second"]);
     expect((await bus.first(events.datasetReceived, at))?.data.filename).toBe("first");
     expect((await bus.last(events.datasetReceived, at))?.data.filename).toBe("second");
+  });
+
+  test("what was said many times is not read for its first time, and of all of it no more than is taken up", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const mapping = { system: "s".repeat(60_000) };
+    for (let n = 0; n < 200; n += 20) {
+      const some = Array.from({ length: 20 }, (_, m) => String(n + m));
+      await Promise.all(some.map((key) => bus.publish(events.datasetReceived, at, { blob, filename: "a", mapping }, { key })));
+    }
+    let arrived = nc.stats().inBytes;
+    expect((await bus.first(events.datasetReceived, at))?.data.filename).toBe("a");
+    expect(nc.stats().inBytes - arrived).toBeLessThan(500_000);
+    arrived = nc.stats().inBytes;
+    for await (const { data } of bus.replay([events.datasetReceived], at)) {
+      expect(data.filename).toBe("a");
+      // Whoever is slow does not get the rest meanwhile.
+      await sleep(500);
+      expect(nc.stats().inBytes - arrived).toBeLessThan(6_000_000);
+      break;
+    }
+    expect(await Array.fromAsync(bus.replay([events.datasetReceived, events.datasetIngested], at))).toHaveLength(200);
   });
 
   test("the newest are read from the end, whatever lies between", async ({ nc, tenant }) => {
@@ -650,6 +676,40 @@ describe("kv", () => {
     expect((await kv.entries(">", { skipUnreadable: true })).map(({ key }) => key)).toContain(good);
     expect((await kv.many([good, bad], { skipUnreadable: true })).map(({ key }) => key)).toEqual([good]);
     await kv.delete(bad);
+  });
+
+  test("many large entries are all read, in rounds that leave the server little to keep for a slow reader", async () => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-bus-"));
+    const config = join(dir, "nats.conf");
+    // As the default of 64 MB with eight times as many entries.
+    await writeFile(config, "max_pending: 8MB\n");
+    await using server = await spawnNatsServer({ args: ["-c", config] });
+    const nc = await server.connect();
+    let cutOff = 0;
+    const watching = (async () => {
+      for await (const { type } of nc.status()) if (type === "disconnect") cutOff++;
+    })();
+    const bus = await busOver(nc);
+    let parsed = 0;
+    const large = z.object({ text: z.string() }).transform(({ text }) => {
+      // A reader that is slower than the server.
+      for (const end = performance.now() + 10; performance.now() < end;);
+      parsed++;
+      return { length: text.length };
+    });
+    const kv = await bus.bucket({ ...buckets.engines, value: large });
+    const keys = Array.from({ length: 60 }, (_, n) => `e${n}`);
+    for (const key of keys) await jetstream(nc).publish(`$KV.engines.${key}`, JSON.stringify({ text: "t".repeat(400_000) }));
+    const keysOf = (entries: readonly { key: string; value: { length: number } }[]) =>
+      entries.filter(({ value }) => value.length === 400_000).map(({ key }) => key);
+    expect(keysOf(await kv.many([...keys, "none"]))).toEqual(keys);
+    expect(keysOf(await kv.entries())).toEqual(keys);
+    expect(parsed).toBe(120);
+    expect(await kv.sizes(["e3", "e59", "none"])).toEqual(["e3", "e59"].map((key) => ({ key, bytes: 400_011 })));
+    expect(cutOff).toBe(0);
+    await nc.close();
+    await watching;
+    await rm(dir, { recursive: true });
   });
 
   test("a watch gives what is there, says when it has, and follows changes", async ({ nc, tenant }) => {

@@ -12,8 +12,8 @@ import {
   streamOf,
   subjectFor,
 } from "@loraline/contracts";
-import { type Log, PermanentError, type Telemetry, UnavailableError } from "@loraline/runtime";
-import { type Consumer, type DeliveryInfo, DeliverPolicy, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
+import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
+import { type Consumer, DeliverPolicy, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
 import { type Audit, createAudit } from "./audit/audit.ts";
@@ -21,8 +21,9 @@ import { proveActor } from "./audit/prove-actor.ts";
 import { consume, type ConsumeOptions } from "./consume/consume.ts";
 import { createDeadLetters, type DeadLetters } from "./consume/dead-letters.ts";
 import { findNewest } from "./find-newest.ts";
-import { headersOf, open, type Received, seal } from "./envelope.ts";
+import { headersOf, open, type RawMessage, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
+import { readRounds } from "./read-rounds.ts";
 import { storeFullOr } from "./sizes.ts";
 import { createEventBytes, type EventBytes } from "./storage/event-bytes.ts";
 import { readStored, type StoredBytes } from "./storage/stored-bytes.ts";
@@ -61,8 +62,10 @@ export interface Bus {
   last<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
   /**
    * Every stored event of these kinds about one entity, oldest first; all of one stream. What breaks the contract is left out, as it
-   * is where events are consumed. Throws rather than return a part.
+   * is where events are consumed. Throws rather than end before. A tenant may say much about one entity: little of it is in memory at once.
    */
+  replay<E extends EventDef>(events: readonly E[], at: EventAddress): AsyncGenerator<Received<E>>;
+  /** All of `replay` at once: only of events that tenants cannot make many or large. */
   history<E extends EventDef>(events: readonly E[], at: EventAddress): Promise<Received<E>[]>;
   /**
    * Newest stored events of these kinds about one entity, newest first; all of one stream. Reads little more than it returns. What
@@ -102,6 +105,16 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
   /** Left alone it would stay for minutes, and a stream holds only so many. */
   const removeConsumer = (consumer: Consumer): Promise<unknown> =>
     consumer.delete().catch((error: unknown) => log.debug({ err: error }, "consumer not removed"));
+  /** undefined: it breaks the contract. */
+  const opened = <E extends EventDef>(message: RawMessage, among: readonly E[]): Received<E> | undefined => {
+    try {
+      return open(message, among);
+    } catch (error) {
+      if (!(error instanceof PermanentError)) throw error;
+      log.warn({ err: error, subject: message.subject, seq: message.seq }, "event left out");
+      return undefined;
+    }
+  };
   const bus: Bus = {
     async publish(event, at, data, options = {}) {
       const traceparent = options.traceparent ?? telemetry.traceparent();
@@ -121,7 +134,7 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
     },
     consume: (options) => consume({ nc, log, telemetry, longestWaitMs, lineSecret }, options),
     undelivered: async ({ stream, durable }) => (await (await jetstreamManager(nc)).consumers.info(stream.name, durable)).num_pending,
-    takeCommands: (options) => takeCommands({ nc, publish: bus.publish, log, longestWaitMs }, options),
+    takeCommands: (options) => takeCommands({ nc, publish: bus.publish, first: bus.first, log, longestWaitMs }, options),
     bucket: (def) => openBucket(nc, def, log),
     async last<E extends EventDef>(event: E, at: EventAddress) {
       const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
@@ -130,40 +143,28 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
       return open({ subject, headers: headersOf(() => message.header), data, seq, storedAt: time.toISOString() }, [event]);
     },
     async first<E extends EventDef>(event: E, at: EventAddress) {
-      return (await bus.history([event], at))[0];
-    },
-    async history<E extends EventDef>(events: readonly E[], at: EventAddress) {
-      const [first] = events;
-      if (first === undefined) return [];
-      const consumer = await js.consumers.get(streamOf(first).name, { filter_subjects: events.map((event) => filterFor(event, at)) });
-      const received: Received<E>[] = [];
-      try {
-        const { num_pending: pending } = await consumer.info();
-        const messages = pending === 0 ? [] : await consumer.fetch({ max_messages: pending, expires: 5000 });
-        let read = 0;
-        for await (const message of messages) {
-          const { subject, data, seq, info } = message;
-          const headers = headersOf(() => message.headers);
-          try {
-            received.push(open({ subject, headers, data, seq, storedAt: storedAt(info) }, events));
-          } catch (error) {
-            if (!(error instanceof PermanentError)) throw error;
-            log.warn({ err: error, subject, seq }, "history: event left out");
-          }
-          read += 1;
-          if (read >= pending) break;
-        }
-        if (read < pending) {
-          throw new UnavailableError(
-            "BUS_UNAVAILABLE",
-            `NATS gave only ${read} of the ${pending} events of ${at.tenant}/${at.id} that it has`,
-          );
-        }
-      } finally {
-        await removeConsumer(consumer);
+      const jsm = await jetstreamManager(nc);
+      for (let from = 1; ;) {
+        // A name of its own, because the client's types do not know that this call takes a subject, too.
+        const query = { seq: from, next_by_subj: subjectFor(event, at) };
+        const message = await jsm.streams.getMessage(streamOf(event).name, query);
+        if (message === null) return undefined;
+        const { subject, data, seq, time } = message;
+        const received = opened({ subject, headers: headersOf(() => message.header), data, seq, storedAt: time.toISOString() }, [event]);
+        if (received !== undefined) return received;
+        from = seq + 1;
       }
-      return received;
     },
+    async *replay<E extends EventDef>(events: readonly E[], at: EventAddress) {
+      const [first] = events;
+      if (first === undefined) return;
+      const reading = { nc, stream: streamOf(first).name, log };
+      for await (const message of readRounds(reading, { filter_subjects: events.map((event) => filterFor(event, at)) })) {
+        const received = opened(rawOf(message), events);
+        if (received !== undefined) yield received;
+      }
+    },
+    history: (events, at) => Array.fromAsync(bus.replay(events, at)),
     async newest<E extends EventDef>(
       events: readonly E[],
       at: EventAddress,
@@ -200,22 +201,16 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
           await removeConsumer(consumer);
         }
       };
-      const opened = (message: JsMsg): Received<E>[] => {
-        const { subject, seq, data, info } = message;
-        const type = parseSubject(subject)?.type;
+      const kept = (message: JsMsg): Received<E>[] => {
+        const type = parseSubject(message.subject)?.type;
         if (type !== undefined && !events.some((event) => event.type === type)) return [];
-        try {
-          return [open({ subject, headers: headersOf(() => message.headers), data, seq, storedAt: storedAt(info) }, events)];
-        } catch (error) {
-          if (!(error instanceof PermanentError)) throw error;
-          log.warn({ err: error, subject, seq }, "event left out");
-          return [];
-        }
+        const received = opened(rawOf(message), events);
+        return received === undefined ? [] : [received];
       };
       const found: Received<E>[] = [];
       for (let end = Math.min(last ?? 0, (before ?? Infinity) - 1, (later ?? Infinity) - 1); end >= 1 && found.length < limit;) {
         const some = await findNewest(readFrom, end, limit - found.length);
-        found.push(...some.flatMap(opened));
+        found.push(...some.flatMap(kept));
         end = (some.at(-1)?.seq ?? 1) - 1;
       }
       return found;
@@ -228,4 +223,8 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
   return bus;
 }
 
-const storedAt = ({ timestampNanos }: DeliveryInfo): string => new Date(Number(timestampNanos / 1_000_000)).toISOString();
+function rawOf(message: JsMsg): RawMessage {
+  const { subject, data, seq, info } = message;
+  const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
+  return { subject, headers: headersOf(() => message.headers), data, seq, storedAt };
+}

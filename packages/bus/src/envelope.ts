@@ -19,7 +19,7 @@ import { checkEventSize } from "./sizes.ts";
 export type Received<E extends EventDef = EventDef> = E extends EventDef ? SeenEvent<E> & { event: E; id: string } : never;
 
 /** The parts of a JetStream message that the envelope reads. */
-interface RawMessage {
+export interface RawMessage {
   subject: string;
   headers?: MsgHdrs | undefined;
   data: Uint8Array;

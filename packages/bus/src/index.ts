@@ -18,6 +18,7 @@ export {
   type ReplicaEntry,
   type ReplicaTable,
 } from "./replica-table.ts";
+export { judgeRequestAgain } from "./take-commands.ts";
 export { mostSpansRead, readKeptSpans, spanSink } from "./traces/spans.ts";
 export { ownersOf, type SpanPlace, spansOfTenant, tenantAttribute } from "./traces/spans-of-tenant.ts";
 export { followNats } from "./storage/nats-metrics.ts";

@@ -1,16 +1,15 @@
 /** Typed KV buckets with compare-and-set. */
-import { setImmediate as nextTurn } from "node:timers/promises";
 import { type BucketDef, problemsOf } from "@loraline/contracts";
 import { type Log, natsOutage, PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
-import { DeliverPolicy, jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
+import { DeliverPolicy, type DirectLastFor, jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { MsgHdrs, NatsConnection } from "@nats-io/transport-node";
+import { createTurns, readRounds, roundBytes, sizeOf } from "./read-rounds.ts";
 import { checkStateSize, storeFullOr } from "./sizes.ts";
 
 /** NATS gives the last messages of at most 1,024 subjects for one request. */
 const manyAtOnce = 500;
-const checkedInARow = 20;
 
 type KvWatch = Awaited<ReturnType<KV["watch"]>>;
 
@@ -36,8 +35,8 @@ export interface KvBucket<T> {
   delete(key: string): Promise<void>;
   /** Removes an entry that nobody watches, its bytes included, and leaves no mark. Only of buckets that hold texts. */
   erase(key: string): Promise<void>;
-  /** Keys that match `filter` with the sizes of their entries in bytes, oldest first, without reading the values. */
-  sizes(filter: string): Promise<{ key: string; bytes: number }[]>;
+  /** Keys that match `filter`, or one of several, with the sizes of their entries in bytes, oldest first, without reading the values. */
+  sizes(filter: string | string[]): Promise<{ key: string; bytes: number }[]>;
   /** Removes every entry whose key matches `filter` (NATS wildcards) and leaves no markers; watchers are not told. */
   clear(filter: string): Promise<void>;
   /**
@@ -114,23 +113,20 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     return text;
   };
 
-  const subjectsOf = (filter: string | string[]): string[] => [filter].flat().map((each) => `${prefix}${each}`);
-  const newestOf = (filter: string | string[], headersOnly = false) =>
-    jetstream(nc).consumers.get(`KV_${def.name}`, {
-      filter_subjects: subjectsOf(filter),
-      deliver_policy: DeliverPolicy.LastPerSubject,
-      headers_only: headersOnly,
-    });
-  type Consumer = Awaited<ReturnType<typeof newestOf>>;
-  const remove = (consumer: Consumer): Promise<unknown> =>
-    consumer.delete().catch((error: unknown) => log.debug({ err: error, bucket: def.name }, "consumer not removed"));
+  const newestOf = (filter: string | string[]) => ({
+    filter_subjects: [filter].flat().map((each) => `${prefix}${each}`),
+    deliver_policy: DeliverPolicy.LastPerSubject,
+  });
+  // One pass instead of a read per key, by a consumer that is removed at once: the client library's own `history` leaves it to the server,
+  // for minutes, and a stream holds a thousand (nats-server 2.15).
+  const reading = { nc, stream: `KV_${def.name}`, log };
   /** Keys that match, those with a marker of a deletion included. */
   const countOf = async (filter: string | string[]): Promise<number> => {
-    const consumer = await newestOf(filter);
+    const consumer = await jetstream(nc).consumers.get(reading.stream, newestOf(filter));
     try {
       return (await consumer.info()).num_pending;
     } finally {
-      await remove(consumer);
+      await consumer.delete().catch((error: unknown) => log.debug({ err: error, bucket: def.name }, "consumer not removed"));
     }
   };
   /** What is replaced is only marked as free by the server, and its bytes would stay in the server's files. */
@@ -158,17 +154,9 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       await jsm.streams.deleteMessage(`KV_${def.name}`, entry.revision, true);
     },
     async sizes(filter) {
-      const consumer = await newestOf(filter, true);
       const found: { key: string; bytes: number }[] = [];
-      try {
-        for (let pending = (await consumer.info()).num_pending; pending > 0; pending = (await consumer.info()).num_pending) {
-          for await (const { subject, headers, info } of await consumer.fetch({ max_messages: pending, expires: 5000 })) {
-            if (!isMark(headers)) found.push({ key: subject.slice(prefix.length), bytes: Number(headers?.get("Nats-Msg-Size") ?? 0) });
-            if (info.pending === 0) break;
-          }
-        }
-      } finally {
-        await remove(consumer);
+      for await (const message of readRounds(reading, { ...newestOf(filter), headers_only: true })) {
+        if (!isMark(message.headers)) found.push({ key: message.subject.slice(prefix.length), bytes: sizeOf(message) });
       }
       return found;
     },
@@ -206,39 +194,37 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     },
     async many(keys, options) {
       const { direct } = await jetstreamManager(nc);
-      const found: KvEntry<Value>[] = [];
+      const found = new Map<string, KvEntry<Value>>();
+      const turn = createTurns();
       for (let from = 0; from < keys.length; from += manyAtOnce) {
-        const subjects = keys.slice(from, from + manyAtOnce).map((key) => `${prefix}${key}`);
-        for (const message of await storedMessages(direct.getLastMessagesFor(`KV_${def.name}`, { multi_last: subjects }))) {
-          if (isMark(message.header)) continue;
-          const key = message.subject.slice(prefix.length);
-          const value = read(key, message.data, options);
-          if (value !== undefined) found.push({ key, value, revision: message.seq });
-          // Checking hundreds of entries takes long enough to be felt by whoever else this process serves.
-          if (found.length % checkedInARow === 0) await nextTurn();
+        const multi_last = keys.slice(from, from + manyAtOnce).map((key) => `${prefix}${key}`);
+        // The server ends its answer after so many bytes, also if it is asked for no limit.
+        for (let seq = 1, left = true; left;) {
+          const of: DirectLastFor & { seq: number } = { multi_last, seq, max_bytes: roundBytes };
+          const round = await storedMessages(direct.getLastMessagesFor(reading.stream, of));
+          for (const message of round) {
+            const key = message.subject.slice(prefix.length);
+            // A key that changes meanwhile comes twice, and the last one counts.
+            const value = isMark(message.header) ? undefined : read(key, message.data, options);
+            if (value === undefined) found.delete(key);
+            else found.set(key, { key, value, revision: message.seq });
+            await turn(message.data.byteLength);
+          }
+          const last = round.at(-1);
+          left = last !== undefined && last.pending > 0;
+          seq = (last?.seq ?? 0) + 1;
         }
       }
-      return found;
+      return [...found.values()];
     },
     async entries(filter = ">", options) {
-      // One pass over the values instead of a read per key, by a consumer that is removed at once: the client library's own `history`
-      // leaves it to the server, for minutes, and a stream holds a thousand (nats-server 2.15).
-      const consumer = await newestOf(filter);
       const found = new Map<string, KvEntry<Value>>();
-      try {
-        // An entry that expires meanwhile does not come, so what is left is asked for and not counted.
-        for (let pending = (await consumer.info()).num_pending; pending > 0; pending = (await consumer.info()).num_pending) {
-          for await (const { subject, headers, data, seq, info } of await consumer.fetch({ max_messages: pending, expires: 5000 })) {
-            const key = subject.slice(prefix.length);
-            // A key that changes meanwhile comes twice, and the last one counts.
-            const value = isMark(headers) ? undefined : read(key, data, options);
-            if (value === undefined) found.delete(key);
-            else found.set(key, { key, value, revision: seq });
-            if (info.pending === 0) break;
-          }
-        }
-      } finally {
-        await remove(consumer);
+      for await (const { subject, headers, data, seq } of readRounds(reading, newestOf(filter))) {
+        const key = subject.slice(prefix.length);
+        // A key that changes meanwhile comes twice, and the last one counts.
+        const value = isMark(headers) ? undefined : read(key, data, options);
+        if (value === undefined) found.delete(key);
+        else found.set(key, { key, value, revision: seq });
       }
       return [...found.values()];
     },

@@ -131,3 +131,24 @@ it("what is refused is answered by an event about its run or adapter", async () 
     { command: "run.cancel-requested.v1", code: "CONTRACT_VIOLATION", message: expect.stringContaining("JSON") as string },
   ]);
 });
+
+it("a run that is requested again is one run: the same request is taken as done, another one is refused", async () => {
+  const bus = gateway();
+  const id = ulid();
+  const subject = subjectFor(runRequested, { tenant, id });
+  const spec = { base: "none", adapter: "a", dataset: ulid() };
+  let admitted = 0;
+  await using _door = bus.takeCommands({ tenant, admit: async () => void admitted++ });
+  await say(subject, { spec });
+  // What is left out is its default.
+  for (let n = 0; n < 3; n++) await say(subject, { spec: { ...spec, holdout: 0.1 } });
+  await say(subject, { spec: { ...spec, adapter: "b" } });
+  await expect.poll(waiting, { timeout: 60_000 }).toBe(0);
+  expect([await storedOf(subject), admitted]).toEqual([1, 1]);
+  expect((await bus.history([runCommandRefused], { tenant, id })).map(({ data }) => data)).toEqual([
+    { command: "run.requested.v1", code: "RUN_EXISTS", message: expect.stringContaining("new ULID") as string, param: "spec" },
+  ]);
+  expect((await bus.deadLetters.list(tenant)).filter((letter) => letter.subject === subject).map(({ code }) => code)).toEqual([
+    "RUN_EXISTS",
+  ]);
+});

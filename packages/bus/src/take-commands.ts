@@ -1,12 +1,17 @@
 /** Takes what a tenant's NATS client says at the door, judges it, and says it where everybody's events are (docs/adr/0018). */
 import { setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import {
   adapterCommandRefused,
   doorConsumer,
   type EventAddress,
+  type EventData,
   type EventDef,
   parseSubject,
+  type Problem,
   runCommandRefused,
+  runRequested,
+  type RunSpec,
   tenantCommands,
 } from "@loraline/contracts";
 import { backoffMs, dispositionOf, type Log, natsOutage, PermanentError, UnavailableError } from "@loraline/runtime";
@@ -14,7 +19,7 @@ import { type Consumer, type ConsumerMessages, jetstream, jetstreamManager, type
 import type { NatsConnection } from "@nats-io/transport-node";
 import { asUnavailable, endPull } from "./consume/consume.ts";
 import { buryLetter } from "./consume/dead-letters.ts";
-import { headersOf, open } from "./envelope.ts";
+import { headersOf, open, type Received } from "./envelope.ts";
 
 export interface TakeCommandsOptions {
   tenant: string;
@@ -29,6 +34,8 @@ interface TakeCommandsDeps {
   /** Its user may read the door of this tenant. */
   nc: NatsConnection;
   publish(event: EventDef, at: EventAddress, data: unknown, options: { key: string; traceparent: string | null }): Promise<unknown>;
+  /** As of the bus. */
+  first(event: typeof runRequested, at: EventAddress): Promise<Received<typeof runRequested> | undefined>;
   log: Log;
   /** Longest pause before a command that cannot be said yet is tried again. */
   longestWaitMs: number;
@@ -40,9 +47,16 @@ const pullMs = 5000;
 const paceMs = 20;
 const missingMs = 5000;
 
+/** Why a run that was requested before is not requested once more. undefined: it is the same request, and nothing has to be done. */
+export function judgeRequestAgain(id: string, { first, again }: { first: RunSpec; again: RunSpec }): Problem | undefined {
+  if (isDeepStrictEqual(first, again)) return undefined;
+  const message = `run ${id} was requested before with another spec, which counts. Request this one again with a new ULID.`;
+  return { code: "RUN_EXISTS", message, param: "spec" };
+}
+
 /** Goes on until it is disposed; a door that is not there yet is waited for. */
 export function takeCommands(
-  { nc, publish, log: parent, longestWaitMs }: TakeCommandsDeps,
+  { nc, publish, first, log: parent, longestWaitMs }: TakeCommandsDeps,
   { tenant, admit }: TakeCommandsOptions,
 ): AsyncDisposable {
   const def = doorConsumer(tenant);
@@ -53,11 +67,23 @@ export function takeCommands(
   const pause = (ms: number): Promise<void> => sleep(ms, undefined, { signal }).catch(() => {});
   let pull: ConsumerMessages | undefined;
 
+  /**
+   * What is said stays as long as its run, and whoever asks for the run's request meets it again.
+   * @throws PermanentError RUN_EXISTS
+   */
+  const isRequestedAlready = async (at: EventAddress, { spec }: EventData<typeof runRequested>): Promise<boolean> => {
+    const before = await first(runRequested, at);
+    const problem = before && judgeRequestAgain(at.id, { first: before.data.spec, again: spec });
+    if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { param: problem.param });
+    return before !== undefined;
+  };
   const say = async (message: JsMsg): Promise<void> => {
     const { subject, data, seq, info } = message;
     const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
     const headers = headersOf(() => message.headers);
     const { event, at, data: said, trace } = open({ subject, headers, data, seq, storedAt }, tenantCommands);
+    // `open` has checked the data against the event's own schema.
+    if (event === runRequested && (await isRequestedAlready(at, said as EventData<typeof runRequested>))) return;
     await admit(event, at);
     // The key makes the same message, taken twice because somebody died, one event, and two equal messages two.
     await publish(event, at, said, { key: `door-${seq}`, traceparent: trace });

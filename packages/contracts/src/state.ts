@@ -1,6 +1,6 @@
 /** The values of the KV buckets. Runs and datasets can be rebuilt from the streams; each other value is written by one service. */
 import { z } from "zod";
-import { datasetMapping } from "./spec/dataset-mapping.ts";
+import { storedMapping } from "./spec/dataset-mapping.ts";
 import { proof, workDone } from "./events/events.ts";
 import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
@@ -19,7 +19,7 @@ export const datasetState = z.object({
   datasetId: ulid,
   status: z.enum(["importing", "received", "ingested", "rejected", "deleted"]),
   filename: z.string(),
-  mapping: datasetMapping.nullable().default(null).describe("How its rows are read; null: each row's format is detected."),
+  mapping: storedMapping.nullable().default(null).describe("How its rows are read; null: each row's format is detected."),
   blob: blobRef.nullable().describe("null until an import is fetched."),
   parts: z
     .array(z.object({ blob: blobRef, filename: z.string() }))

@@ -61,8 +61,8 @@ export async function ingestDataset(deps: IngestDeps, upload: Upload): Promise<I
   }
 }
 
-interface IngestDeps {
-  objects: Objects;
+export interface IngestDeps {
+  objects: Pick<Objects, "get" | "put">;
   settings: IngestSettings;
   signal: AbortSignal;
   /** See `readRecords`. */
@@ -220,7 +220,7 @@ class RejectionSpool {
     }
   }
   /** @returns the manifest; null when there is none. */
-  async store(objects: Objects, tenant: string): Promise<BlobRef | null> {
+  async store(objects: Pick<Objects, "put">, tenant: string): Promise<BlobRef | null> {
     if (this.#file === undefined) return null;
     const bytes: AsyncIterable<Uint8Array> = this.#file.createReadStream({ start: 0, autoClose: false });
     return objects.put(tenant, "report", bytes, { digest: `sha256:${this.#hash.digest("hex")}` });

@@ -91,7 +91,7 @@ export async function checkTwin(dir: string, original: string): Promise<Problem 
 /** What a config says of its language model, whether that stands in a wrapper, and whichever transformers wrote it. */
 function computingOf(config: Record<string, unknown>): Record<string, unknown> {
   const inner = (config["text_config"] ?? {}) as Record<string, unknown>;
-  const all = { ...config, ...inner, architectures: config["architectures"], model_type: config["model_type"] };
+  const all: Record<string, unknown> = { ...config, ...inner, architectures: config["architectures"], model_type: config["model_type"] };
   const rope = { ...(all["rope_scaling"] as object | null), ...(all["rope_parameters"] as object | null) } as Record<string, unknown>;
   // One for each kind of layer is not compared.
   const isOne = Object.values(rope).every((value) => typeof value !== "object");

@@ -1,22 +1,12 @@
 /** One pass over what one tenant has: erases what was deleted, and removes what nobody needs. Can be done again at any time, by anybody. */
 import type { Bus } from "@loraline/bus";
-import {
-  adapterKey,
-  type AdapterState,
-  buckets,
-  consumers,
-  deletionKey,
-  type DeletionState,
-  everyCacheKeyOf,
-  everyDeletionOf,
-  everyKeyOf,
-} from "@loraline/contracts";
+import { adapterKey, type AdapterState, buckets, deletionKey, type DeletionState, everyDeletionOf } from "@loraline/contracts";
 import { countStored, type Objects, type StoredBlob } from "@loraline/objects";
-import { type Log, RetryLaterError } from "@loraline/runtime";
-import { jetstreamManager } from "@nats-io/jetstream";
-import { decideGarbage, decideHolds, decideRoots, nameOf, type Retention, type TenantRecords } from "./decide-garbage.ts";
+import type { Log } from "@loraline/runtime";
+import { decideGarbage, decideHolds, decideRoots, nameOf, type Retention } from "./decide-garbage.ts";
 import { eraseCounters, eraseRecordsOf, type EraseRecordsDeps } from "./erase-records.ts";
 import type { ManifestReferences } from "./manifest-references.ts";
+import { type NeededAdapter, readTenant } from "./tenant-records.ts";
 
 export interface CollectDeps extends EraseRecordsDeps {
   bus: Pick<Bus, "bucket" | "publish" | "stored">;
@@ -35,13 +25,11 @@ interface Collected {
   again: boolean;
 }
 
-/** How long the projector is waited for. */
-const foldedWithinMs = 10_000;
 const deletesAtOnce = 8;
 
 /**
  * @param stored - what the tenant has in the store; absent: it is looked up.
- * @throws RetryLaterError while the projector is behind: what it has not folded yet would look as if nobody needed it.
+ * @throws RetryLaterError: as `readTenant`.
  */
 export async function collectTenant(tenant: string, deps: CollectDeps, stored?: readonly StoredBlob[]): Promise<Collected> {
   const { bus, objects, references, retention, log } = deps;
@@ -62,7 +50,7 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
   const now = await deletions.serverTime();
   const records = await readTenant(tenant, deps);
   const blobs = stored ?? (await Array.fromAsync(objects.stored(tenant)));
-  const { datasets, runs, adapters, uploads = [] } = records;
+  const { datasets, runs, adapters, uploads } = records;
   if (asked.length === 0 && blobs.length > 0 && [datasets, runs, adapters, uploads].every((of) => of.length === 0)) {
     // NATS was lost or is not restored yet, and the store is the only copy that is left.
     const message = "nothing says what this tenant's blobs are for, and nothing of it was ever deleted: its blobs are left alone";
@@ -101,37 +89,8 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
   return collected;
 }
 
-/** Everything that says what a tenant needs, as it is now. */
-async function readTenant(tenant: string, { bus, nc }: CollectDeps): Promise<TenantRecords> {
-  // First, so that whoever wrote an entry that is seen was requested before, and is folded below.
-  const cache = await bus.bucket(buckets.cache).then((bucket) => bucket.entries(everyCacheKeyOf(tenant)));
-  const jsm = await jetstreamManager(nc);
-  for (const { durable, stream } of [consumers.projectorDatasets, consumers.projectorRuns]) {
-    const { last_seq: last } = (await jsm.streams.info(stream.name)).state;
-    for (const end = performance.now() + foldedWithinMs; ;) {
-      const { num_pending: unread, num_ack_pending: inWork, ack_floor: folded } = await jsm.consumers.info(stream.name, durable);
-      if (folded.stream_seq >= last || (unread === 0 && inWork === 0)) break;
-      if (performance.now() >= end) throw new RetryLaterError("NOT_FOLDED", 5000, `the projector has not folded ${stream.name} yet`);
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-  }
-  const [uploads, datasets, runs, adapters] = await Promise.all([
-    bus.bucket(buckets.uploads).then((bucket) => bucket.entries(everyKeyOf(tenant))),
-    bus.bucket(buckets.datasets).then((bucket) => bucket.entries(everyKeyOf(tenant))),
-    bus.bucket(buckets.runs).then((bucket) => bucket.entries(everyKeyOf(tenant))),
-    bus.bucket(buckets.adapters).then((bucket) => bucket.entries(everyKeyOf(tenant))),
-  ]);
-  return {
-    uploads: uploads.map(({ value }) => value),
-    datasets: datasets.map(({ value }) => value),
-    runs: runs.map(({ value }) => value),
-    adapters: adapters.map(({ value }) => value),
-    cache: cache.map(({ key, value }) => ({ key, ...value })),
-  };
-}
-
 /** Notes of deleted versions that their bytes are gone, or belong to another version too. */
-async function markErased(adapters: readonly AdapterState[], left: ReadonlySet<string>, { bus, log }: CollectDeps): Promise<void> {
+async function markErased(adapters: readonly NeededAdapter[], left: ReadonlySet<string>, { bus, log }: CollectDeps): Promise<void> {
   const bucket = await bus.bucket(buckets.adapters);
   for (const { tenant, adapter, versions } of adapters) {
     const erased = new Set(

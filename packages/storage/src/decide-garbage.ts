@@ -7,16 +7,8 @@
  * Whoever stores bytes that are there already, or tells of such bytes, makes them young again (`Objects.put`, `Objects.touch`). So a blob that
  * is in use by work under way is never older than that work.
  */
-import {
-  type AdapterState,
-  type BlobKind,
-  type BlobRef,
-  type DatasetState,
-  type RunState,
-  stageOfCacheKey,
-  uploadGraceMs,
-  type UploadState,
-} from "@loraline/contracts";
+import { type BlobKind, type BlobRef, stageOfCacheKey, uploadGraceMs } from "@loraline/contracts";
+import type { CacheRecord, NeededRun, TenantRecords } from "./tenant-records.ts";
 
 const minute = 60_000;
 const day = 24 * 60 * minute;
@@ -38,21 +30,6 @@ const clockSkewMs = 5 * minute;
 /** Chunks of tokens are removed by the run that used them. One that stays longer was left by a run that died. */
 const chunkMs = day;
 
-interface CacheRecord {
-  key: string;
-  manifest: BlobRef;
-  at: string;
-}
-
-export interface TenantRecords {
-  datasets: readonly DatasetState[];
-  runs: readonly RunState[];
-  adapters: readonly AdapterState[];
-  cache: readonly CacheRecord[];
-  /** Absent: none. */
-  uploads?: readonly UploadState[];
-}
-
 interface Roots {
   /** Needed, with everything they refer to. */
   whole: BlobRef[];
@@ -63,7 +40,7 @@ interface Roots {
 }
 
 /** @param now - the server's clock, in milliseconds since the epoch. */
-export function decideRoots({ datasets, runs, adapters, cache, uploads = [] }: TenantRecords, now: number, retention: Retention): Roots {
+export function decideRoots({ datasets, runs, adapters, cache, uploads }: TenantRecords, now: number, retention: Retention): Roots {
   const roots: Roots = { whole: [], alone: [], dropFromCache: [] };
   const live = new Map(datasets.filter(({ status }) => status !== "deleted").map((dataset) => [dataset.datasetId, dataset]));
   for (const { blob, parts, manifest, report } of live.values()) {
@@ -78,7 +55,7 @@ export function decideRoots({ datasets, runs, adapters, cache, uploads = [] }: T
     if (status === "completed" && file !== null) roots.alone.push(file);
   }
 
-  const hasData = ({ spec }: RunState): boolean => [spec.dataset, spec.validation].every((id) => id === undefined || live.has(id));
+  const hasData = ({ spec }: NeededRun): boolean => [spec.dataset, spec.validation].every((id) => id === undefined || live.has(id));
   const deletedDigests = new Set(
     adapters.flatMap(({ versions }) =>
       versions.filter(({ status, checkpoint }) => status === "deleted" && !checkpoint).map(({ runId }) => runId),
@@ -91,14 +68,13 @@ export function decideRoots({ datasets, runs, adapters, cache, uploads = [] }: T
   );
   for (const run of runs) {
     const { spec, tokens, trained, finishedAt, checkpoints, phase } = run;
-    const newest = checkpoints.slice(0, Math.max(1, spec.training.save_total_limit));
+    const newest = checkpoints.slice(0, Math.max(1, spec.save_total_limit));
     const published = newest.flatMap(({ step, published: one }) => (one && !deletedCheckpoints.has(`${run.runId}/${step}`) ? [one] : []));
     const kept = [...newest.map(({ checkpoint }) => checkpoint), ...published.map(({ adapter }) => adapter)];
     const proofs = published.map(({ evidence }) => evidence);
     if (finishedAt === null) {
       roots.whole.push(...(tokens === null ? [] : [tokens.manifest]), ...kept);
-      roots.alone.push(...proofs);
-      if (spec.method.type === "import") roots.alone.push(spec.method.config, spec.method.weights);
+      roots.alone.push(...proofs, ...spec.imported);
     } else if (hasData(run) && now - Date.parse(finishedAt) < retention.checkpoints) {
       roots.whole.push(...kept);
       roots.alone.push(...proofs);

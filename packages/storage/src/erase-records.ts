@@ -1,13 +1,11 @@
 /** Erases what streams and KV buckets hold about something: the bytes, not only the entries. */
 import type { Bus } from "@loraline/bus";
 import {
-  type AdapterState,
   adapterKey,
   type BucketDef,
   buckets,
   datasetDeleted,
   datasetKey,
-  type DatasetState,
   type DeletionState,
   everyCacheKeyOf,
   everyHolding,
@@ -18,7 +16,6 @@ import {
   limitKey,
   runCancelRequested,
   runKey,
-  type RunState,
   storedSubject,
   streams,
 } from "@loraline/contracts";
@@ -27,7 +24,7 @@ import { traceIdOf } from "@loraline/runtime";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { eraseSpansOf } from "./erase-spans.ts";
-import type { TenantRecords } from "./decide-garbage.ts";
+import type { NeededAdapter, NeededDataset, NeededRun, TenantRecords } from "./tenant-records.ts";
 
 export interface EraseRecordsDeps {
   nc: NatsConnection;
@@ -57,7 +54,7 @@ export async function eraseRecordsOf(deletion: DeletionState, records: TenantRec
   }
 }
 
-async function eraseDataset(tenant: string, id: string, state: DatasetState | undefined, deps: EraseRecordsDeps): Promise<void> {
+async function eraseDataset(tenant: string, id: string, state: NeededDataset | undefined, deps: EraseRecordsDeps): Promise<void> {
   // Deleted by somebody, but not folded yet: it is done when it is.
   if (state !== undefined && state.status !== "deleted") return;
   await eraseTraces(tenant, [state?.trace], deps);
@@ -68,7 +65,7 @@ async function eraseDataset(tenant: string, id: string, state: DatasetState | un
   await eraseEntries(deps, buckets.datasets, datasetKey({ tenant, id }));
 }
 
-async function eraseRun({ tenant, runId, trace }: RunState, deps: EraseRecordsDeps): Promise<void> {
+async function eraseRun({ tenant, runId, trace }: NeededRun, deps: EraseRecordsDeps): Promise<void> {
   await eraseTraces(tenant, [trace], deps);
   for (const { name } of [streams.RUNS, streams.PROGRESS]) await erase(deps, name, `loraline.${tenant}.run.${runId}.>`);
   await eraseEntries(deps, buckets.runs, runKey({ tenant, id: runId }));
@@ -99,7 +96,7 @@ async function eraseAdapter(
 }
 
 /** No version is served any more, and replicas unload them. */
-async function markDeleted({ tenant, adapter }: AdapterState, { bus }: EraseRecordsDeps): Promise<void> {
+async function markDeleted({ tenant, adapter }: NeededAdapter, { bus }: EraseRecordsDeps): Promise<void> {
   const bucket = await bus.bucket(buckets.adapters);
   const reason = { code: "VERSION_DELETED", message: "the adapter was deleted." };
   await bucket.change(adapterKey({ tenant, adapter }), (current) => {

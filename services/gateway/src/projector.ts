@@ -106,7 +106,8 @@ export async function createProjector({
     if (state === "unknown" && (await Promise.all(begins.map((event) => bus.last(event, at)))).every((first) => first === undefined))
       return false;
     for (;;) {
-      const whole = (await bus.history(events, at)).reduce<S | undefined>(fold, undefined);
+      let whole: S | undefined;
+      for await (const event of bus.replay(events, at)) whole = fold(whole, event);
       if (whole === undefined) return false;
       let isOld = false;
       let before: S | undefined;

@@ -14,6 +14,8 @@ import {
   runKey,
   runRejected,
   runRequested,
+  runSpec,
+  runState,
   type RunState,
   ulid,
 } from "@loraline/contracts";
@@ -21,6 +23,14 @@ import { PermanentError } from "@loraline/runtime";
 import { type PageRequest, readPage } from "./jobs/read-page.ts";
 
 const pollMs = 20;
+/** The server takes longer to look for the sizes of many keys than for those of all that a tenant has. */
+const fewKeys = 100;
+
+/** What says which runs use a dataset or adapter. Those of a tenant are read all at once for that, and a spec may have 190 kilobytes. */
+const runUse = runState.pick({ runId: true, requestedAt: true, phase: true, finishedAt: true, served: true }).extend({
+  spec: runSpec.transform(({ adapter, dataset, validation }) => ({ adapter, dataset, validation })),
+});
+type RunUse = ReturnType<typeof runUse.parse>;
 
 export interface StateReader {
   /** The run; undefined: there is none with this id, or it is another tenant's. A run exists as soon as its request is stored. */
@@ -29,10 +39,8 @@ export interface StateReader {
   rejection(tenant: string, runId: string): Promise<Problem | undefined>;
   /** The dataset, also if it was deleted. */
   dataset(tenant: string, datasetId: string): Promise<DatasetState | undefined>;
-  /** All of the tenant, newest first. Reads them all: lists use `runPage`. */
-  runs(tenant: string): Promise<RunState[]>;
-  /** All of the tenant, newest first, deleted ones included. */
-  datasets(tenant: string): Promise<DatasetState[]>;
+  /** All of the tenant, newest first. Lists use `runPage`. */
+  runUses(tenant: string): Promise<RunUse[]>;
   /** Reads little more than the page. undefined: there is no run `after`. */
   runPage(tenant: string, page: PageRequest<RunState>): Promise<{ items: RunState[]; hasMore: boolean } | undefined>;
   datasetPage(tenant: string, page: PageRequest<DatasetState>): Promise<{ items: DatasetState[]; hasMore: boolean } | undefined>;
@@ -43,6 +51,7 @@ export interface StateReader {
 
 export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "last"> }): Promise<StateReader> {
   const runs = await bus.bucket(buckets.runs);
+  const uses = await bus.bucket({ ...buckets.runs, value: runUse });
   const datasets = await bus.bucket(buckets.datasets);
 
   const folded = async <T>(read: () => Promise<{ value: T } | undefined>, holds: (value: T) => boolean, withinMs: number) => {
@@ -56,17 +65,18 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
   const newestFirst = (a: { at: string; id: string }, b: { at: string; id: string }): number =>
     a.at === b.at ? (a.id < b.id ? 1 : -1) : a.at < b.at ? 1 : -1;
 
-  const entriesOf = <T>(bucket: KvBucket<T>, tenant: string, known: Map<string, number>) => ({
-    ids: async () => (await bucket.keys(everyKeyOf(tenant))).map((key) => parseRunKey(key).id),
-    read: async (ids: readonly string[]) =>
-      (
-        await bucket.many(
-          ids.map((id) => runKey({ tenant, id })),
-          { skipUnreadable: true },
-        )
-      ).map(({ value }) => value),
-    known,
-  });
+  const entriesOf = <T>(bucket: KvBucket<T>, tenant: string, known: Map<string, number>) => {
+    const keysOf = (ids: readonly string[]): string[] => ids.map((id) => runKey({ tenant, id }));
+    const sizesOf = async (filter: string | string[]): Promise<ReadonlyMap<string, number>> =>
+      new Map((await bucket.sizes(filter)).map(({ key, bytes }) => [parseRunKey(key).id, bytes]));
+    let all: ReturnType<typeof sizesOf> | undefined;
+    return {
+      ids: async () => (await bucket.keys(everyKeyOf(tenant))).map((key) => parseRunKey(key).id),
+      sizes: (ids: readonly string[]) => (ids.length <= fewKeys ? sizesOf(keysOf(ids)) : (all ??= sizesOf(everyKeyOf(tenant)))),
+      read: async (ids: readonly string[]) => (await bucket.many(keysOf(ids), { skipUnreadable: true })).map(({ value }) => value),
+      known,
+    };
+  };
   const knownRuns = new Map<string, number>();
   const knownDatasets = new Map<string, number>();
 
@@ -94,17 +104,11 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
       const state = requested && foldDataset(undefined, { ...requested, type: datasetImportRequested.type });
       return received === undefined ? state : foldDataset(state, { ...received, type: datasetReceived.type });
     },
-    async runs(tenant) {
-      const entries = await runs.entries(everyKeyOf(tenant), { skipUnreadable: true });
+    async runUses(tenant) {
+      const entries = await uses.entries(everyKeyOf(tenant), { skipUnreadable: true });
       return entries
         .map(({ value }) => value)
         .toSorted((a, b) => newestFirst({ at: a.requestedAt, id: a.runId }, { at: b.requestedAt, id: b.runId }));
-    },
-    async datasets(tenant) {
-      const entries = await datasets.entries(everyKeyOf(tenant), { skipUnreadable: true });
-      return entries
-        .map(({ value }) => value)
-        .toSorted((a, b) => newestFirst({ at: a.receivedAt, id: a.datasetId }, { at: b.receivedAt, id: b.datasetId }));
     },
     runPage: (tenant, page) =>
       readPage({ ...entriesOf(runs, tenant, knownRuns), idOf: ({ runId }) => runId, timeOf: ({ requestedAt }) => requestedAt }, page),

@@ -13,7 +13,7 @@ import {
 } from "@loraline/contracts";
 import { blobOfPicture, getJson, type Objects, readPictureTable } from "@loraline/objects";
 import { type GuardedFetch, PermanentError, type Telemetry } from "@loraline/runtime";
-import { ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "@loraline/datasets";
+import { ingestKey, type IngestResult, type IngestSettings, type IngestThreads, type Upload } from "@loraline/datasets";
 import { createPictureFetch } from "./fetch-picture.ts";
 import type { ImportSettings } from "./on-import-requested.ts";
 
@@ -25,6 +25,8 @@ interface OnDatasetReceivedDeps {
   fetch: GuardedFetch;
   quotas: TenantQuotas;
   imports: Pick<ImportSettings, "maxBytes">;
+  /** Where uploads are read: they are strangers'. */
+  threads: Pick<IngestThreads, "ingest">;
   tellEveryMs?: number | undefined;
 }
 
@@ -38,7 +40,17 @@ const overdraftOf = (uploaded: number): number => 4 * uploaded + 16 * 1024 ** 2;
  * Each step may be repeated without harm: objects and the cache entry depend on the upload only, and the event always has the same id.
  * The order is objects, manifest, cache entry, event, acknowledgement.
  */
-export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, quotas, imports, tellEveryMs }: OnDatasetReceivedDeps) {
+export function onDatasetReceived({
+  bus,
+  objects,
+  telemetry,
+  settings,
+  fetch,
+  quotas,
+  imports,
+  threads,
+  tellEveryMs,
+}: OnDatasetReceivedDeps) {
   /** @throws PermanentError QUOTA_STORAGE */
   const checkRoom = async (tenant: string, uploaded: number): Promise<void> => {
     const { storageBytes: most } = quotas.of(tenant);
@@ -50,7 +62,7 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, qu
       `its records take more than what is left of this tenant's quota storageBytes: there are ${stored} bytes in the store now, and ${most} are allowed. Upload fewer or shorter rows (what a mapping adds to each of them counts, too), delete datasets or adapters, or have the operator raise the quota.`,
     );
   };
-  return async (received: Received<typeof datasetReceived>, { log, signal, breathe }: HandlerContext): Promise<void> => {
+  return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
     const { at } = received;
     const { blob, filename, parts, mapping } = received.data;
     const upload: Upload = { tenant: at.tenant, blob, filename, parts: parts ?? [], mapping: mapping ?? null };
@@ -63,16 +75,21 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, qu
     const cached = await readCached(objects, at.tenant, await cache.get(key));
     const result =
       cached ??
-      (await telemetry.span("read rows", { attributes: { "loraline.bytes": upload.blob.size } }, async (span) => {
-        const uploaded = [upload, ...upload.parts].reduce((sum, part) => sum + part.blob.size, 0);
+      (await telemetry.span("read rows", {}, async (span) => {
+        const sized = await withStoredSizes(objects, upload);
+        const files = [sized, ...sized.parts].map(({ blob: { digest, size } }) => ({ digest, size }));
+        const uploaded = files.reduce((sum, { size }) => sum + size, 0);
+        // The same bytes are in the store once, however often an upload names them.
+        const kept = new Map(files.map(({ digest, size }) => [digest, size])).values().reduce((sum, size) => sum + size, 0);
+        span.setAttribute("loraline.bytes", uploaded);
         const onRead = tellProgress({
           total: uploaded,
           tell: (work, key) => bus.publish(datasetProgress, at, { stage: "read", ...work }, { key }),
           everyMs: tellEveryMs,
         });
         const fetchPicture = await createPictureFetch({ bus, fetch, quotas, settings: imports, signal }, at.tenant);
-        const mayGoOn = () => checkRoom(at.tenant, uploaded);
-        const read = await ingestDataset({ objects, settings, signal, breathe, onRead, fetchPicture, checkRoom: mayGoOn }, upload);
+        const mayGoOn = () => checkRoom(at.tenant, kept);
+        const read = await threads.ingest({ objects, settings, signal, onRead, fetchPicture, checkRoom: mayGoOn }, sized);
         span.setAttribute("loraline.rejections", read.rejections);
         if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
         return read;
@@ -89,6 +106,18 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, qu
     log.info({ records, rejections, formats, cacheHit: cached !== undefined }, "dataset ingested");
     await bus.publish(datasetIngested, at, { manifest, report, records, rejections, formats, cacheHit: cached !== undefined });
   };
+}
+
+/**
+ * The upload with the sizes that the store knows: whoever tells of an upload may claim any, and the room for its records follows from them. A
+ * blob that is not there has none; reading it says so.
+ */
+async function withStoredSizes(objects: Objects, upload: Upload): Promise<Upload> {
+  const sized = async <P extends { blob: BlobRef }>(part: P): Promise<P> => {
+    const size = (await objects.head(upload.tenant, part.blob))?.size ?? 0;
+    return { ...part, blob: { ...part.blob, size } };
+  };
+  return { ...(await sized(upload)), parts: await Promise.all(upload.parts.map(sized)) };
 }
 
 /** @returns the result of an earlier upload of the same bytes; undefined when there was none or its manifest is gone. */

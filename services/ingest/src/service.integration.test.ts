@@ -80,6 +80,33 @@ describe("the ingest service", () => {
     expect((await ingested(other, fits)).data.records).toBe(500);
   });
 
+  test("takes the size of an upload from the store, whatever is claimed, and counts a file once that is named often", async ({
+    bus,
+    objects,
+    tenant,
+  }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createIngestService({ bus, objects, telemetry, quotas: { default: { storageBytes: 1_000_000 } } });
+    expect(service).toBeDefined();
+    const mapping = { format: "instruction", system: "x".repeat(16_000) } as const;
+    const blob = await objects.put(tenant, "raw", rows(8000));
+    const part = await objects.put(tenant, "raw", rows(8));
+    const claims = [
+      { blob: { ...blob, size: Number.MAX_SAFE_INTEGER } },
+      { blob, parts: Array.from({ length: 1000 }, () => ({ blob: part, filename: "more.jsonl" })) },
+      { blob, parts: [{ blob: { ...blob, digest: `sha256:${"0".repeat(64)}`, size: Number.MAX_SAFE_INTEGER }, filename: "more.jsonl" }] },
+    ] as const;
+    for (const claim of claims) {
+      const id = ulid();
+      await bus.publish(
+        datasetReceived,
+        { tenant, id },
+        { ...claim, parts: [...("parts" in claim ? claim.parts : [])], filename: "data.jsonl", mapping },
+      );
+      expect((await rejected(line, id)).data.code).toBe("QUOTA_STORAGE");
+    }
+  });
+
   test("turns an upload into chunks, rejections, a report and a manifest", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
     await using service = await createIngestService({ bus, objects, telemetry, settings: { chunkBytes: 1000 } });

@@ -13,7 +13,7 @@ import {
 import type { Objects, StoreState } from "@loraline/objects";
 import { defaultHubEndpoint } from "@loraline/models";
 import type { Telemetry } from "@loraline/runtime";
-import { defaultIngestSettings, type IngestSettings } from "@loraline/datasets";
+import { createIngestThreads, defaultIngestSettings, type IngestSettings } from "@loraline/datasets";
 import { onDatasetReceived } from "./on-dataset-received.ts";
 import { createWithinQuota } from "./within-quota.ts";
 import { createImportSlots } from "./import-slots.ts";
@@ -64,6 +64,7 @@ export async function createIngestService({
   const quotas = await watchQuotas({ bus, settings: granted, signal: stopping.signal });
   const withinQuota = await createWithinQuota(bus, quotas);
   const fetch = createImportFetch(importSettings);
+  const threads = createIngestThreads();
   const slots = createImportSlots({ places: importSettings.atOnce, mostOf: (tenant) => quotas.of(tenant).importsAtOnce });
   const started = await Promise.allSettled([
     bus.consume({
@@ -78,6 +79,7 @@ export async function createIngestService({
             fetch,
             quotas,
             imports: importSettings,
+            threads,
             tellEveryMs,
           }),
         ),
@@ -99,6 +101,7 @@ export async function createIngestService({
   // Stopped side by side, because each waits for its pull to end.
   const stop = async (): Promise<void> => {
     await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
+    await threads[Symbol.asyncDispose]();
     await fetch[Symbol.asyncDispose]();
     stopping.abort();
   };

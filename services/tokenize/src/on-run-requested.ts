@@ -1,9 +1,9 @@
 /** `run.requested` → `run.tokenized` or `run.rejected`. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { isDeepStrictEqual } from "node:util";
 import {
   type Bus,
   type HandlerContext,
+  judgeRequestAgain,
   judgeRunByQuotas,
   type Received,
   tellProgress,
@@ -70,8 +70,11 @@ interface OnRunRequestedDeps extends ChunkWorkDeps {
 }
 
 const pollMs = 100;
-/** A dataset may take so long to be read before the message goes back to the queue. */
-const patienceMs = 10 * 60_000;
+/**
+ * A dataset is waited for so long here, where what is read in seconds goes on at once. Then the message goes back to the queue, however long
+ * the dataset takes: its place is one of few, and others' runs have theirs ready.
+ */
+const patienceMs = 5000;
 /** Tries during which an engine may still be registering. */
 const engineTries = 5;
 
@@ -86,9 +89,13 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
     const { log } = context;
     // A second request under the same id does not count. A redriven request has the same spec as the first, and does.
     const first = await bus.first(runRequested, at);
-    if (first !== undefined && first.seq < received.seq && !isDeepStrictEqual(first.data.spec, received.data.spec)) {
-      log.warn({ seq: received.seq, first: first.seq }, "the run was requested before with another spec, which counts");
-      await refuseSecond(bus, received);
+    const problem =
+      first !== undefined && first.seq < received.seq
+        ? judgeRequestAgain(at.id, { first: first.data.spec, again: received.data.spec })
+        : undefined;
+    if (problem !== undefined) {
+      log.warn({ seq: received.seq, first: first?.seq }, "the run was requested before with another spec, which counts");
+      await bus.publish(runCommandRefused, at, { command: received.type, ...problem }, { key: `refused-${received.seq}` });
       return;
     }
     if (await needsNoTokens(bus, at)) return;
@@ -123,19 +130,6 @@ async function twinsOf(bus: Bus, tenant: string, base: BaseRef): Promise<Twin[]>
   const twins = serving.filter((engine) => kinship(engine, base) === "twin").map(({ base: { name, digest } }) => ({ name, digest }));
   return [...new Map(twins.map((twin) => [twin.digest, twin])).values()];
 }
-
-const refuseSecond = (bus: Bus, { at, seq, type }: Received<typeof runRequested>): Promise<unknown> =>
-  bus.publish(
-    runCommandRefused,
-    at,
-    {
-      command: type,
-      code: "RUN_EXISTS",
-      message: `run ${at.id} was requested before with another spec, which counts. Request this one again with a new ULID.`,
-      param: "spec",
-    },
-    { key: `refused-${seq}` },
-  );
 
 /** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */
 async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }: RunSpec): Promise<string | null> {

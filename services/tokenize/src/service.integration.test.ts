@@ -292,6 +292,28 @@ describe("the tokenize service", () => {
     await ingest(line, id, someRecords(20));
     expect((await tokenized(line, run)).data.totals.sequences).toBe(18);
   });
+
+  test("runs that wait for their datasets leave room for others', and go on when these are there", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const other = { ...line, tenant: `${tenant}-other` };
+    const third = { ...line, tenant: `${tenant}-third` };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir, threads: 1 });
+    expect(service).toBeDefined();
+    const slow = await receive(line);
+    // All places, and the one that is for others.
+    const waiting: string[] = [];
+    for (let n = 0; n < 8; n++) waiting.push(await request(line, specOf(slow, { adapter: `a${n}` })));
+    const left = { tenant: other.tenant, id: await request(other, specOf(await receive(other))) };
+    const isWaited = async () => (await (await bus.bucket(buckets.waited)).entries("tokenize-run-requested.*")).length >= 8;
+    await tokenized(third, await request(third, specOf(await dataset(third, someRecords(20)))));
+    await expect.poll(isWaited, { timeout: 60_000 }).toBe(true);
+    expect(await bus.last(runRejected, { tenant, id: waiting[0] ?? "" })).toBeUndefined();
+    await ingest(line, slow, someRecords(20));
+    for (const id of waiting) expect((await tokenized(line, id)).data.packed).toBe(false);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+    // It would wait through the tests that follow.
+    await bus.publish(runCancelled, left, {});
+  });
 });
 
 test("one long text becomes sequences, of which some are held out", async ({ bus, objects, tenant }) => {

@@ -36,7 +36,9 @@ export const remedies: Readonly<Record<string, string>> = {
   CONTENT_NOT_TEXT: "请用文本；图片只能在对话中，作为 image_url 类型的部分。",
   IMAGE_UNREADABLE: "请给出图片的路径或网址。",
   IMAGES_DIFFER: "请为每张图片写一个 `<image>`。",
-  PICTURE_NOT_READ: "请改用能读取图片的格式（messages、question + answer、image + caption、chosen + rejected）；若只想用文本训练，请在映射的 `ignore` 中列出该字段。",
+  FILE_TOO_COSTLY: "请将文件另存为 JSON Lines 或 CSV，或将其拆分。",
+  PICTURE_NOT_READ:
+    "请改用能读取图片的格式（messages、question + answer、image + caption、chosen + rejected）；若只想用文本训练，请在映射的 `ignore` 中列出该字段。",
   PICTURE_MISSING: "请把数据行和图片打包成一个 ZIP 或 tar；路径请按压缩包中的写法，从数据文件所在处或从根目录写起。",
   PICTURE_UNREACHABLE: "请更正网址，或把图片放进压缩包上传。",
   PICTURE_UNSUPPORTED: "请把图片存为 PNG、JPEG、WebP 或 GIF。",

@@ -123,6 +123,10 @@ export const rowCodes = defineArea(
       "The messages hold the mark `<image>` more or fewer times than the row has images.",
       "Write one `<image>` for each image.",
     ],
+    FILE_TOO_COSTLY: [
+      "Reading the file takes more memory or time than a file may take, whatever its size.",
+      "Save it as JSON Lines or CSV, or split it.",
+    ],
     PICTURE_NOT_READ: [
       "A row names a picture in a field that its format does not read, so that the answer would be learned without it.",
       "Bring the rows into a format that reads pictures (messages, question + answer, image + caption, chosen + rejected); to train on the text alone, list the field in the mapping's `ignore`.",

@@ -1,6 +1,6 @@
 /** KV `uploads`: a file that comes in parts. */
 import { z } from "zod";
-import { datasetMapping } from "../spec/dataset-mapping.ts";
+import { storedMapping } from "../spec/dataset-mapping.ts";
 import { blobRef, isoTime } from "../names.ts";
 
 /** How long parts may come, and the file may be completed: as with OpenAI. */
@@ -17,7 +17,7 @@ export const uploadState = z.object({
   id: z.string(),
   bytes: z.int().describe("Of the whole file, as announced."),
   filename: z.string(),
-  mapping: datasetMapping.nullable(),
+  mapping: storedMapping.nullable(),
   createdAt: isoTime,
   expiresAt: isoTime,
   status: z.enum(["pending", "completed", "cancelled"]),

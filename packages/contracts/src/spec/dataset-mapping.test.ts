@@ -16,7 +16,9 @@ it("takes a mapping of 64 KiB and none above, whatever makes it long, and says n
   const rest = JSON.stringify(datasetMapping.parse({ system: "s" })).length - 1;
   const sized = (length: number) => ({ system: "s".repeat(length - rest) });
   expect(said(sized(65_536))).toEqual([]);
-  expect(said(sized(65_537))).toEqual(["mapping | mapping: the mapping has 65537 characters as JSON, and at most 65536 are taken. Shorten it."]);
+  expect(said(sized(65_537))).toEqual([
+    "mapping | mapping: the mapping has 65537 characters as JSON, and at most 65536 are taken. Shorten it.",
+  ]);
   const columns = Object.fromEntries(Array.from({ length: 20_000 }, (_, n) => [`no-field-${n}`, `column-${n}`]));
   expect(said({ columns })).toEqual([expect.stringContaining("at most 65536 are taken")]);
 });

@@ -77,7 +77,10 @@ const textEncodings = [
 /** Most characters of a mapping as JSON. Every list and every pass over a tenant's datasets meets it again, and it is told in events. */
 const largestMapping = 64 * 1024;
 
-export const datasetMapping = z
+const what = "How the rows of a file are read, instead of by detection.";
+
+/** As it is kept: one that an earlier release took must stay readable. */
+export const storedMapping = z
   .strictObject({
     format: z
       .enum(formatNames, { error: ({ input }) => `there is no format "${String(input)}". Known: ${formatNames.join(", ")}.` })
@@ -134,6 +137,9 @@ export const datasetMapping = z
       .default("fail")
       .describe("What becomes of a file many of whose rows are of no known format, or of several at once: `drop` trains on the others."),
   })
+  .describe(what);
+
+export const datasetMapping = storedMapping
   .superRefine((mapping, context) => {
     const refuse = (path: string[], message: string): void => context.addIssue({ code: "custom", path, message });
     const size = JSON.stringify(mapping).length;
@@ -169,5 +175,5 @@ export const datasetMapping = z
     const twice = used.find((column, index) => used.indexOf(column) !== index);
     if (twice !== undefined) refuse(["columns"], `the column "${twice}" is two fields. A column is one field.`);
   })
-  .describe("How the rows of a file are read, instead of by detection.");
+  .describe(what);
 export type DatasetMapping = z.output<typeof datasetMapping>;

@@ -466,8 +466,9 @@ it("reads what save_to_disk writes, and leaves what describes it", () => {
     read: ["train/data-00000-of-00001.arrow"],
     left: ["test/data-00000-of-00001.arrow"],
     pictures: [],
+    captions: new Map(),
   });
-  expect(decideArchiveFiles(["only-test.jsonl"])).toEqual({ read: ["only-test.jsonl"], left: [], pictures: [] });
+  expect(decideArchiveFiles(["only-test.jsonl"])).toMatchObject({ read: ["only-test.jsonl"], left: [], pictures: [] });
 });
 
 /* --- files that look like others --- */

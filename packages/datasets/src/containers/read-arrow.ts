@@ -1,7 +1,8 @@
 /**
  * Arrow to rows, batch by batch: IPC streams, and IPC files (Feather), which are a stream between two marks.
  *
- * Messages are judged before apache-arrow gets them: how large they say they are, that they are whole, and what packed buffers unpack to.
+ * Messages are judged before apache-arrow gets them: how large they say they are, that they are whole, of how much their headers speak, and what
+ * packed buffers unpack to.
  */
 import { zstdDecompressSync } from "node:zlib";
 import { PermanentError } from "@loraline/runtime";
@@ -16,6 +17,7 @@ import {
   TimeUnit,
   Vector,
 } from "apache-arrow";
+import { judgeArrowHeader } from "./judge-arrow-header.ts";
 import { decodeLz4Frame } from "./lz4-frame.ts";
 import type { RawRow } from "./raw-rows.ts";
 import { createRowBatch, dayOf, decimalOf, textOf, textOrBinary, timeOf, TooMany } from "./row-values.ts";
@@ -23,7 +25,8 @@ import type { UnpackLimits } from "./unpack.ts";
 
 /** Largest batch, in bytes after unpacking: apache-arrow needs the whole batch in memory. */
 const maxBatchBytes = 256 * 1024 * 1024;
-const maxHeaderBytes = 64 * 1024 * 1024;
+/** Largest header of a message, in bytes: a schema, or where the columns of a batch lie. */
+const maxHeaderBytes = 4 * 1024 * 1024;
 /** A file with more rows than this, and more than a hundred rows per byte, was made as an attack: columns without values take no bytes. */
 const freeRows = 1_000_000;
 const rowsOfBatch = 500;
@@ -123,6 +126,7 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
   async function* all(): AsyncGenerator<Uint8Array, void, undefined> {
     if (asFile) await exactly(8);
     let marked = false;
+    let schemas = 0;
     for (;;) {
       let prefix = await exactly(4);
       let size = prefix.readInt32LE(0);
@@ -137,7 +141,10 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
       if (size === 0) break;
       if (size < 0 || size > maxHeaderBytes) throw new Error("a message has a header of a size that cannot be");
       const head = await exactly(size);
+      judgeArrowHeader(head);
       const message = Message.decode(head);
+      // apache-arrow would decode each.
+      if (message.isSchema() && ++schemas > 1) throw new Error("it has more than one schema");
       const { bodyLength } = message;
       if (!(bodyLength >= 0)) throw new Error("a message has a body of a size that cannot be");
       if (bodyLength > maxBatchBytes) throw batchTooLarge(bodyLength);
@@ -249,6 +256,9 @@ function valueAt(vector: Vector, index: number, room: Room): unknown {
     return listOf(items.length, room, (at) => valueAt(items, at, room));
   }
   if (DataType.isStruct(type)) {
+    // A struct of nulls takes no bytes either.
+    room.values -= type.children.length;
+    if (room.values < 0) return new TooMany(type.children.length);
     const row = Object.create(null) as Record<string, unknown>;
     for (const [at, { name }] of type.children.entries()) row[name] = valueAt(new Vector([data.children[at] as Data]), index, room);
     return row;
@@ -263,6 +273,7 @@ function valueAt(vector: Vector, index: number, room: Room): unknown {
   }
   if (DataType.isDecimal(type)) {
     const words = vector.get(index) as Uint32Array;
+    if (words.length > 8) throw new Error(`a decimal number has ${words.length * 32} bits; 256 are allowed`);
     let unscaled = 0n;
     for (const [at, word] of words.entries()) unscaled |= BigInt(word >>> 0) << BigInt(32 * at);
     return decimalOf(BigInt.asIntN(words.length * 32, unscaled), type.scale);

@@ -8,18 +8,25 @@ import { brotliDecompressSync, gunzipSync, zstdDecompressSync } from "node:zlib"
 import { PermanentError } from "@loraline/runtime";
 import {
   type ColumnMetaData,
+  type CompressionCodec,
   type Compressors,
   type DecodedArray,
   type FileMetaData,
-  parquetMetadataAsync,
+  type PageHeader,
+  parquetMetadata,
   parquetSchema,
+  type SchemaElement,
   type SchemaTree,
 } from "hyparquet";
 import { compressors as portable } from "hyparquet-compressors";
 import { assembleNested } from "hyparquet/src/assemble.js";
 import { parquetHeader, readPage } from "hyparquet/src/column.js";
 import { convert, DEFAULT_PARSERS } from "hyparquet/src/convert.js";
-import { getTreePath, isFlatColumn } from "hyparquet/src/schema.js";
+import { decompressPage } from "hyparquet/src/datapage.js";
+import { isFlatColumn } from "hyparquet/src/schema.js";
+import { shorten } from "../formats/signature.ts";
+import { judgePage } from "./judge-parquet-page.ts";
+import { judgeThrift } from "./judge-thrift.ts";
 import type { RawRow } from "./raw-rows.ts";
 import { brokenText, createRowBatch, dayOf, decimalOf, JsonText, textOf, textOrBinary, timeOf } from "./row-values.ts";
 import { openRandomAccess, type RandomAccess } from "./spool.ts";
@@ -33,6 +40,13 @@ const maxPageValues = 8_000_000;
 const maxHeldValues = 16_000_000;
 /** Largest footer (the file's table of contents), in bytes. */
 const maxFooterBytes = 128 * 1024 * 1024;
+/** Most fields and elements of lists in the footer: some fifty thousand columns of row groups. */
+const maxFooterItems = 2_000_000;
+const maxPageHeaderItems = 1000;
+/** Deepest nesting of columns. */
+const maxSchemaLevels = 64;
+/** Largest decimal number, in bytes: about a thousand digits. */
+const maxDecimalBytes = 400;
 /** A file with more rows than this, and more than a hundred rows per byte, was made as an attack. */
 const freeRows = 1_000_000;
 const batchBytes = 256 * 1024;
@@ -58,7 +72,9 @@ export async function* readParquet(
   let line = 0;
   try {
     const metadata = await readMetadata(file);
+    judgeSchema(metadata.schema);
     const tree = parquetSchema(metadata);
+    const pathTo = pathsFrom(tree);
     const batch = createRowBatch({ maxRowBytes, maxBytes: unpackLimits.maxUnpackedBytes });
     const budget = {
       held: 0,
@@ -68,7 +84,7 @@ export async function* readParquet(
       const groupRows = Number(num_rows);
       const open = columns.map(({ meta_data, file_path }) => {
         if (meta_data === undefined || file_path !== undefined) throw new Error("a column is encrypted, or lies in another file");
-        return openColumn(file, meta_data, tree, budget);
+        return openColumn(file, meta_data, pathTo(meta_data.path_in_schema), budget);
       });
       const rowBytes = Math.max(1, Number(total_byte_size) / Math.max(1, groupRows));
       const step = Math.max(1, Math.min(mostRowsOfBatch, Math.floor(batchBytes / rowBytes)));
@@ -111,10 +127,14 @@ async function readMetadata(file: RandomAccess): Promise<FileMetaData> {
       `the Parquet file's table of contents is said to have ${footer} bytes, which cannot be. Write it again.`,
     );
   }
-  const metadata = await parquetMetadataAsync(
-    { byteLength: file.size, slice: (start, end = file.size) => file.read(start, end) },
-    { geoparquet: false },
-  );
+  const bytes = await file.read(file.size - 8 - footer, file.size);
+  // The fifth struct, from the footer itself, is a column's statistics, of which nothing is used: hyparquet needs quadratic time for a long decimal.
+  judgeThrift(new Uint8Array(bytes, 0, footer), {
+    what: "the table of contents",
+    mostItems: maxFooterItems,
+    blankFrom: 5,
+  });
+  const metadata = parquetMetadata(bytes, { geoparquet: false, parsers: { ...DEFAULT_PARSERS, uuidFromBytes: () => undefined } });
   const rows = Number(metadata.num_rows);
   const inGroups = metadata.row_groups.reduce((sum, group) => sum + Number(group.num_rows), 0);
   if (!(rows >= 0) || rows !== inGroups || metadata.row_groups.some((group) => group.num_rows < 0)) {
@@ -129,18 +149,56 @@ async function readMetadata(file: RandomAccess): Promise<FileMetaData> {
   return metadata;
 }
 
+/**
+ * hyparquet calls itself for each level of the schema, and keeps the names of all levels for each element; and of a Variant it reads all that its
+ * bytes name, any number of times.
+ */
+function judgeSchema(schema: readonly SchemaElement[]): void {
+  /** How many children of each element that stands around the next one are still to come. */
+  const left: number[] = [];
+  for (const { name, num_children: children = 0, logical_type: type } of schema) {
+    if (!Number.isInteger(children)) throw new Error("its schema is damaged");
+    if (type?.type === "VARIANT") {
+      const message = `the column "${shorten(name)}" of the Parquet file is of the type Variant, which is not read. Write it as JSON text.`;
+      throw new PermanentError("CONTAINER_UNSUPPORTED", message);
+    }
+    if (left.length > 0) left.push((left.pop() as number) - 1);
+    if (children > 0 && left.push(children) > maxSchemaLevels)
+      throw new Error(`its columns are nested more than ${maxSchemaLevels} levels deep`);
+    while (left.at(-1) === 0) left.pop();
+  }
+}
+
+/** Finds the elements from the root to a column. hyparquet compares each name with those of all columns beside it, for every row group. */
+function pathsFrom(tree: SchemaTree): (path: readonly string[]) => SchemaTree[] {
+  const named = new Map<SchemaTree, Map<string, SchemaTree>>();
+  return (path) => {
+    if (path.length === 0) throw new Error("a column has no name");
+    const found = [tree];
+    for (const name of path) {
+      const parent = found.at(-1) as SchemaTree;
+      const children = named.get(parent) ?? new Map(parent.children.map((child) => [child.element.name, child]));
+      named.set(parent, children);
+      const child = children.get(name);
+      if (child === undefined) throw new Error(`it has no column "${shorten(path.join("."))}" in its schema`);
+      found.push(child);
+    }
+    return found;
+  };
+}
+
 interface Column {
   path: string;
   /** Reads exactly so many of the next rows. */
   take(rows: number): Promise<DecodedArray>;
 }
 
-function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, budget: { left: number; held: number }): Column {
-  const schemaPath = getTreePath(tree, meta.path_in_schema);
+function openColumn(file: RandomAccess, meta: ColumnMetaData, schemaPath: SchemaTree[], budget: { left: number; held: number }): Column {
   const leaf = schemaPath.at(-1) as SchemaTree;
   const flat = isFlatColumn(schemaPath);
   const { decoder, finish } = decoderOf(meta, schemaPath, leaf);
   const path = meta.path_in_schema.join(".");
+  const shown = shorten(path);
   let offset = Number(meta.dictionary_page_offset ?? 0n) || Number(meta.data_page_offset);
   if (offset > Number(meta.data_page_offset)) offset = Number(meta.data_page_offset);
   const end = offset + Number(meta.total_compressed_size);
@@ -162,27 +220,32 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     for (let window = 16 * 1024; header === undefined; window *= 16) {
       const reader = { view: new DataView(await file.read(offset, Math.min(end, offset + window))), offset: 0 };
       try {
+        judgeThrift(new Uint8Array(reader.view.buffer), {
+          what: `the header of a page of column "${shown}"`,
+          mostItems: maxPageHeaderItems,
+        });
         header = parquetHeader(reader);
         headerBytes = reader.offset;
       } catch (error) {
-        if (offset + window >= end || window > maxFooterBytes) throw error;
+        if (error instanceof PermanentError || offset + window >= end || window > maxFooterBytes) throw error;
       }
     }
     const { compressed_page_size: packed, uncompressed_page_size: unpacked, type } = header;
-    const values =
-      header.data_page_header?.num_values ?? header.data_page_header_v2?.num_values ?? header.dictionary_page_header?.num_values ?? 0;
-    if (!(packed >= 0) || !(unpacked >= 0) || !(values >= 0) || offset + headerBytes + packed > end)
-      throw new Error(`a page of column "${path}" does not fit`);
+    const { data_page_header: first, data_page_header_v2: second, dictionary_page_header: words } = header;
+    // A header may have all three, of which its type says which is meant.
+    const values = Math.max(first?.num_values ?? 0, second?.num_values ?? 0, words?.num_values ?? 0);
+    if (!(packed >= 0) || !(unpacked >= 0) || !(values >= 0) || offset + headerBytes + packed > end || !partsFit(second, unpacked))
+      throw new Error(`a page of column "${shown}" does not fit`);
     if (unpacked > maxPageBytes || values > maxPageValues) {
       throw new PermanentError(
         "FILE_TOO_LARGE",
-        `a page of column "${path}" has ${values} values in ${unpacked} bytes; the limits are ${maxPageValues} and ${maxPageBytes}. Write smaller pages.`,
+        `a page of column "${shown}" has ${values} values in ${unpacked} bytes; the limits are ${maxPageValues} and ${maxPageBytes}. Write smaller pages.`,
       );
     }
     if (budget.held + values > maxHeldValues) {
       throw new PermanentError(
         "FILE_TOO_LARGE",
-        `the pages of the columns up to "${path}" that have to be read side by side hold more than ${maxHeldValues} values. Write smaller pages or row groups.`,
+        `the pages of the columns up to "${shown}" that have to be read side by side hold more than ${maxHeldValues} values. Write smaller pages or row groups.`,
       );
     }
     budget.left -= unpacked;
@@ -191,9 +254,13 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
         "FILE_TOO_LARGE",
         "the Parquet file unpacks to far more than its size, as bombs do. Write it again without compression.",
       );
-    const page = { view: new DataView(await file.read(offset + headerBytes, offset + headerBytes + packed)), offset: 0 };
+    const stored = new Uint8Array(await file.read(offset + headerBytes, offset + headerBytes + packed));
     offset += headerBytes + packed;
     if (type === "INDEX_PAGE") return true;
+    const bytes = unpackPage(stored, header, meta.codec);
+    judgePage(bytes, header, decoder, { values: maxHeldValues, bytes: maxPageBytes });
+    header = { ...header, compressed_page_size: bytes.byteLength };
+    const page = { view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), offset: 0 };
     if (type === "DICTIONARY_PAGE") {
       const { data } = readPage(page, header, decoder, undefined, undefined, 0);
       dictionary = data === undefined ? undefined : convert(data, decoder);
@@ -203,12 +270,12 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     const { data = [] } = readPage(page, header, decoder, dictionary, flat ? undefined : pending, 0);
     if (data !== pending) for (const value of data) pending.push(value);
     budget.held += pending.length - before;
-    if (pending.length - before > values + 1) throw new Error(`a page of column "${path}" has more rows than values`);
+    if (pending.length - before > values + 1) throw new Error(`a page of column "${shown}" has more rows than values`);
     unfinished = pending.length > before ? values : unfinished + values;
     if (unfinished > maxPageValues) {
       throw new PermanentError(
         "FILE_TOO_LARGE",
-        `row ${taken + pending.length - begin} has more than ${maxPageValues} values in column "${path}". Make shorter rows.`,
+        `row ${taken + pending.length - begin} has more than ${maxPageValues} values in column "${shown}". Make shorter rows.`,
       );
     }
     return true;
@@ -220,7 +287,7 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
       // The last row is complete only when the next row begins or the column ends.
       let more = true;
       while (more && pending.length - begin < rows + (flat ? 0 : 1)) more = await readNext();
-      if (pending.length - begin < rows) throw new Error(`column "${path}" ends after row ${taken + pending.length - begin}`);
+      if (pending.length - begin < rows) throw new Error(`column "${shown}" ends after row ${taken + pending.length - begin}`);
       taken += rows;
       const out = pending.slice(begin, begin + rows);
       begin += rows;
@@ -233,6 +300,27 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     },
   };
 }
+
+/** A page's bytes without packing. In the second version its levels are not packed, and stand before its values. */
+function unpackPage(
+  bytes: Uint8Array,
+  { type, uncompressed_page_size: size, data_page_header_v2: second }: PageHeader,
+  codec: CompressionCodec,
+) {
+  if (type !== "DATA_PAGE_V2" || second === undefined) return decompressPage(bytes, size, codec, compressors);
+  if (second.is_compressed === false) return bytes;
+  const levels = second.definition_levels_byte_length + second.repetition_levels_byte_length;
+  return Buffer.concat([bytes.subarray(0, levels), decompressPage(bytes.subarray(levels), size - levels, codec, compressors)]);
+}
+
+/** Whether the levels of a page of the second version leave room for its values: hyparquet subtracts what the header says of them. */
+const partsFit = (header: PageHeader["data_page_header_v2"], unpacked: number): boolean =>
+  header === undefined ||
+  (header.num_nulls >= 0 &&
+    header.num_nulls <= header.num_values &&
+    header.definition_levels_byte_length >= 0 &&
+    header.repetition_levels_byte_length >= 0 &&
+    header.definition_levels_byte_length + header.repetition_levels_byte_length <= unpacked);
 
 /** hyparquet's parameters, with values that lose nothing: hyparquet makes decimals, dates and broken text JavaScript's. */
 function decoderOf(meta: ColumnMetaData, schemaPath: SchemaTree[], leaf: SchemaTree) {
@@ -251,7 +339,8 @@ function decoderOf(meta: ColumnMetaData, schemaPath: SchemaTree[], leaf: SchemaT
     pathInSchema: meta.path_in_schema,
     schemaPath,
     element: scale === undefined ? element : bare,
-    compressors,
+    // Pages are unpacked when they get there.
+    codec: "UNCOMPRESSED" as const,
     utf8: scale === undefined,
     parsers: {
       ...DEFAULT_PARSERS,
@@ -272,6 +361,8 @@ function decoderOf(meta: ColumnMetaData, schemaPath: SchemaTree[], leaf: SchemaT
     if (Array.isArray(value)) return value.map(asDecimal);
     if (typeof value === "number" || typeof value === "bigint") return decimalOf(BigInt(value), scale ?? 0);
     if (!(value instanceof Uint8Array)) return value;
+    if (value.byteLength > maxDecimalBytes)
+      throw new Error(`a decimal number has ${value.byteLength} bytes; ${maxDecimalBytes} are allowed`);
     return decimalOf(
       value.byteLength === 0 ? 0n : BigInt.asIntN(value.byteLength * 8, BigInt(`0x${Buffer.from(value).toString("hex")}`)),
       scale ?? 0,
@@ -287,7 +378,7 @@ function assembleRows(tree: SchemaTree, leaves: Map<string, DecodedArray>, count
     const { name } = child.element;
     if (child.children.length > 0) assembleNested(leaves, child, DEFAULT_PARSERS);
     const values = leaves.get(name);
-    if (values === undefined || values.length !== count) throw new Error(`column "${name}" has other rows than the file`);
+    if (values === undefined || values.length !== count) throw new Error(`column "${shorten(name)}" has other rows than the file`);
     for (let index = 0; index < count; index++) (rows[index] as Record<string, unknown>)[name] = values[index];
   }
   return rows;

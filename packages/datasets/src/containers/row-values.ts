@@ -42,8 +42,14 @@ export const textOf = (bytes: Uint8Array): string | typeof brokenText => decodeU
 export const textOrBinary = (bytes: Uint8Array): string | Binary =>
   kindOfPicture(bytes) === undefined ? (decodeUtf8(bytes) ?? new Binary(bytes)) : new Binary(bytes);
 
-/** `unscaled` / 10^scale, with all its digits. */
+/** Most digits behind a decimal's point, or zeros before it. A file may name any number; databases have at most a few hundred. */
+const mostDigits = 1000;
+
+/** `unscaled` / 10^scale, with all its digits. @throws PermanentError FILE_CORRUPT */
 export function decimalOf(unscaled: bigint, scale: number): Digits {
+  if (!Number.isInteger(scale) || Math.abs(scale) > mostDigits) {
+    throw new PermanentError("FILE_CORRUPT", `the file has decimal numbers of the scale ${scale}, which cannot be. Write it again.`);
+  }
   if (scale <= 0) return new Digits(String(unscaled * 10n ** BigInt(-scale)));
   const digits = String(unscaled < 0n ? -unscaled : unscaled).padStart(scale + 1, "0");
   return new Digits(`${unscaled < 0n ? "-" : ""}${digits.slice(0, -scale)}.${digits.slice(-scale)}`);
@@ -137,7 +143,10 @@ function toJson(value: unknown, number: (text: string) => unknown, json: (text: 
   }
   if (value === null) return null;
   if (Array.isArray(value)) return value.map((item) => toJson(item, number, json, seen));
-  if (value instanceof Digits) return number(value.text);
+  if (value instanceof Digits) {
+    seen.size += value.text.length;
+    return number(value.text);
+  }
   if (value instanceof Binary) return ofBytes(value.bytes, seen);
   if (value instanceof TooMany) {
     seen.size += value.values * 8;

@@ -206,9 +206,9 @@ export function systemOfGlaive(text: string): { system: string; tools: string | 
   if (depth !== 0 || objects.some((object) => !isObject(parseJson(object))))
     return refuse("TOOLS_INVALID", "the functions in `system` are not JSON");
   // The base's template says itself that there are functions.
-  const system = plain
-    .slice(0, start)
-    .replace(/,?\s*with access to the following functions\. Use them if required\s*-?\s*$/i, ".")
-    .trim();
+  const said = plain.slice(0, start).trim();
+  const beforeDash = said.replace(/-$/, "").trimEnd();
+  const itself = beforeDash.replace(/with access to the following functions\. Use them if required$/i, "");
+  const system = itself === beforeDash ? said : `${itself.trimEnd().replace(/,$/, "")}.`;
   return { system: isBlank(system) ? "" : system, tools: `[${objects.join(",")}]` };
 }

@@ -169,7 +169,15 @@ describe("a row as it is in", () => {
     [
       "TRL's preferences with pictures",
       {
-        prompt: [{ role: "user", content: [{ type: "text", text: "What?" }, { type: "image", text: null }] }],
+        prompt: [
+          {
+            role: "user",
+            content: [
+              { type: "text", text: "What?" },
+              { type: "image", text: null },
+            ],
+          },
+        ],
         chosen: [assistant("A dog.")],
         rejected: [assistant("A cat.")],
         images: [{ path: "a.jpg", bytes: null }],
@@ -622,7 +630,12 @@ describe("a row is refused", () => {
     ],
     ["an empty text", { text: " " }, "EMPTY_TEXT", /`text` is empty/],
     ["an empty subject", { subject: "", predicate: "p", object: "o" }, "EMPTY_PROMPT", /`subject` is empty/],
-    ["a picture that its format does not read", { document: "d", summary: "s", images: ["a.png"] }, "PICTURE_NOT_READ", /`images`.*"summary"/],
+    [
+      "a picture that its format does not read",
+      { document: "d", summary: "s", images: ["a.png"] },
+      "PICTURE_NOT_READ",
+      /`images`.*"summary"/,
+    ],
     ["LLaVA's mark and no picture", { question: "<image>\nWhat?", answer: "A dog." }, "IMAGES_DIFFER", /names no image/],
     [
       "a part that stands for a picture, and no picture",

@@ -327,6 +327,20 @@ describe("a picture that cannot be used", () => {
     expect(rejections).toMatchObject([{ line: 1, code: "PICTURES_TOO_MANY" }]);
   });
 
+  it("whose data URL or path is millions of characters that mean nothing, in the time of its length", async () => {
+    const rows = jsonl(
+      { image: `data:image/png;base64,${" ".repeat(4_000_000)}!`, caption: "A square." },
+      { image: `${"a/".repeat(1_000_000)}${"b/../".repeat(1_000_000)}1.png`, caption: "A square." },
+      { image: dataUrl(red).replace(/(.{70})/g, "$1\n "), caption: "A square." },
+    );
+    const { records, rejections } = await read(zipSync({ "rows.jsonl": rows, "1.png": red }));
+    expect(rejections.map(({ line, code }) => [line, code])).toEqual([
+      [1, "PICTURE_BROKEN"],
+      [2, "PICTURE_MISSING"],
+    ]);
+    expect(records).toHaveLength(1);
+  });
+
   it("whose path stands in a file that is no archive", async () => {
     const { rejections } = await read(rowsOf("images/1.png"));
     expect(rejections).toEqual([

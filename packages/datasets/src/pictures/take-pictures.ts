@@ -35,6 +35,8 @@ export interface PictureTaker {
 
 /** Names of pictures that are remembered with what they are: rows often show one picture several times. */
 const mostRemembered = 200_000;
+/** Longest path, in characters: names in archives have a thousand. Longer ones take quadratic time to be looked up, and room where they are remembered. */
+const longestPath = 4096;
 /** Failures of a host, one after the other, after which it is asked no more: a million rows would wait for each. */
 const mostFailures = 8;
 
@@ -102,6 +104,7 @@ export function createPictureTaker({ fetch, put, thumbnails: most = 0 }: Picture
   };
 
   const remembered = (key: string, make: () => Promise<PictureEntry | Refusal>): Promise<PictureEntry | Refusal> => {
+    if (key.length > 2 * longestPath) return make();
     const before = known.get(key);
     if (before !== undefined) return before;
     if (known.size >= mostRemembered) known.clear();
@@ -155,7 +158,7 @@ async function fromDataUrl(
   const comma = ref.indexOf(",");
   const head = comma === -1 ? "" : ref.slice(0, comma);
   const text = ref.slice(comma + 1);
-  if (!/;base64$/i.test(head) || !/^[\w+/\s-]*={0,2}\s*$/.test(text)) {
+  if (!/;base64$/i.test(head) || !/^[\w+/\s-]*(?:=\s*){0,2}$/.test(text)) {
     return refuse("PICTURE_BROKEN", `${what} is a data URL that is no base64. Write data:image/png;base64,… with the picture's bytes.`);
   }
   return judged(Buffer.from(text, "base64"), what);
@@ -182,6 +185,7 @@ function indexOf({ files }: FilesBeside): FileIndex {
 
 /** The file that a path means: beside the row's own file, from the archive's root, or the only one whose path ends so. Nothing outside of the archive. */
 function findBeside({ byPath, byName }: FileIndex, ref: string, file: string | undefined): FileBeside | "none" | "several" {
+  if (ref.length > longestPath) return "none";
   const path = posix.normalize(ref.replaceAll("\\", "/").replace(/^file:/, "")).replace(/^\/+/, "");
   const own = file === undefined ? undefined : byPath.get(posix.join(posix.dirname(file), path));
   const exact = own ?? byPath.get(path);

@@ -123,7 +123,11 @@ function replaceAll(slots: readonly Slot[], places: readonly Span[]): boolean {
 
 /** A span must not begin or end between a backslash and what it escapes. */
 function wholeEscapes(text: string, { start, end }: Span): { start: number; end: number } {
-  const isEscaped = (at: number): boolean => (/\\*$/.exec(text.slice(0, at))?.[0].length ?? 0) % 2 === 1;
+  const isEscaped = (at: number): boolean => {
+    let from = at;
+    while (text[from - 1] === "\\") from--;
+    return (at - from) % 2 === 1;
+  };
   return { start: isEscaped(start) ? start - 1 : start, end: isEscaped(end) ? end + 1 : end };
 }
 

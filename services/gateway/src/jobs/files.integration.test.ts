@@ -2,9 +2,10 @@
 import { createHash } from "node:crypto";
 import { get } from "node:http";
 import { connect } from "node:net";
-import { buckets, events } from "@loraline/contracts";
+import { buckets, datasetKey, events } from "@loraline/contracts";
 import { test as base } from "@loraline/testkit";
 import { toFile } from "openai";
+import { ulid } from "ulid";
 import { describe, expect } from "vitest";
 import { type GatewayUnderTest, playIngested, startGateway } from "../gateway-under-test.ts";
 import { datasetIdOf } from "../openai-ids.ts";
@@ -38,6 +39,46 @@ describe("files", () => {
     await expect(line.openai.files.retrieve(file.id)).rejects.toMatchObject({ status: 404, code: "not_found", param: "id" });
     await expect(line.openai.files.content(file.id)).rejects.toMatchObject({ status: 404 });
     expect((await line.openai.files.list()).data).toEqual([]);
+  });
+
+  test("are listed in pages of few bytes, which the SDK follows, however large their entries are", async ({ line }) => {
+    const datasets = await line.bus.bucket(buckets.datasets);
+    const mapping = { language: "auto", on_unknown: "fail", system: "s".repeat(60_000) } as const;
+    const ids: string[] = [];
+    const now = Date.now();
+    for (let n = 0; n < 200; n++) {
+      const id = ulid(now + n);
+      const receivedAt = new Date(now + n).toISOString();
+      const rest = {
+        blob: null,
+        parts: [],
+        source: null,
+        settledAt: null,
+        manifest: null,
+        report: null,
+        waiting: null,
+        error: null,
+        trace: null,
+      };
+      const state = {
+        tenant: line.tenant,
+        datasetId: id,
+        status: "importing",
+        filename: "a.jsonl",
+        mapping,
+        receivedAt,
+        seq: n + 1,
+      } as const;
+      await datasets.put(datasetKey({ tenant: line.tenant, id }), { ...rest, ...state, records: null, rejections: null });
+      ids.unshift(`file-${id}`);
+    }
+    const first = await line.openai.files.list();
+    expect(first.has_more).toBe(true);
+    expect(first.data.length).toBeGreaterThan(100);
+    expect(first.data.length * 60_000).toBeLessThan(8 * 1024 ** 2);
+    expect((await Array.fromAsync(line.openai.files.list())).map(({ id }) => id)).toEqual(ids);
+    const ours = (await (await line.fetch("/v1/loraline/datasets")).json()) as { data: unknown[]; has_more: boolean };
+    expect([ours.data.length, ours.has_more]).toEqual([first.data.length, true]);
   });
 
   test("are read back by so many at once of one tenant that slow readers cannot fill the gateway", async ({ nc, tenant }) => {

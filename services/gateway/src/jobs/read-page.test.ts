@@ -10,15 +10,22 @@ interface Item {
   id: string;
   at: number;
   hidden: boolean;
+  bytes?: number;
 }
+
+const mib = 1024 ** 2;
+const bytesOf = (items: readonly Item[]): number => items.reduce((sum, { bytes = 0 }) => sum + bytes, 0);
 
 const storeOf = (items: Item[]) => {
   const reads: number[] = [];
   const entries: Entries<Item> = {
     ids: async () => items.map(({ id }) => id),
+    sizes: async (ids) => new Map(items.filter(({ id }) => ids.includes(id)).map(({ id, bytes = 0 }) => [id, bytes])),
     async read(ids) {
       reads.push(ids.length);
-      return items.filter(({ id }) => ids.includes(id));
+      const some = items.filter(({ id }) => ids.includes(id));
+      expect(some.length === 1 || bytesOf(some) <= 8 * mib).toBe(true);
+      return some;
     },
     idOf: ({ id }) => id,
     timeOf: ({ at }) => new Date(at).toISOString(),
@@ -33,9 +40,10 @@ const anyItem = fc.record({
   at: fc.integer({ min: 0, max: 40 * hour }),
   keyed: fc.option(fc.integer({ min: 0, max: 1 }), { nil: undefined }),
   hidden: fc.boolean(),
+  bytes: fc.oneof(fc.constant(1000), fc.integer({ min: 0, max: 9 * mib })),
 });
 
-it("gives the pages that sorting everything gives, in both orders", async () => {
+it("gives the pages that sorting everything gives, in both orders, none of more than 8 MiB", async () => {
   await fc.assert(
     fc.asyncProperty(
       fc.array(anyItem, { maxLength: 60 }),
@@ -43,10 +51,10 @@ it("gives the pages that sorting everything gives, in both orders", async () => 
       fc.constantFrom("asc" as const, "desc" as const),
       fc.integer({ min: 0, max: 40 * hour }),
       async (made, limit, order, since) => {
-        const items = made.map(({ at, keyed, hidden }, n) => {
+        const items = made.map(({ at, keyed, hidden, bytes }, n) => {
           const ms = start + at;
           const window = Math.floor(ms / (12 * hour)) * 12 * hour;
-          return { id: keyed === undefined ? idAt(ms, n) : idAt(window - keyed * 12 * hour, n), at: ms, hidden };
+          return { id: keyed === undefined ? idAt(ms, n) : idAt(window - keyed * 12 * hour, n), at: ms, hidden, bytes };
         });
         const { entries } = storeOf(items);
         const sorted = items
@@ -58,6 +66,7 @@ it("gives the pages that sorting everything gives, in both orders", async () => 
           const page = await readPage(entries, { after, limit, order, shown, since: start + since });
           if (page === undefined) throw new Error("the cursor is lost");
           paged.push(...page.items);
+          expect(page.items.length === 1 || bytesOf(page.items) <= 8 * mib).toBe(true);
           expect(page.hasMore).toBe(paged.length < sorted.filter(shown).length);
           if (!page.hasMore) break;
           after = page.items.at(-1)?.id;
@@ -83,6 +92,18 @@ it("reads no more than the page, of ten thousand; of those with idempotency keys
   };
   expect(await read()).toBe(1000);
   expect(await read()).toBe(21);
+});
+
+it("ends a page of large entries early, reads no others for it, and goes on with the next one", async () => {
+  const size = 442_000;
+  const large = Array.from({ length: 560 }, (_, n) => ({ id: idAt(start + n + 1, n), at: start + n + 1, hidden: false, bytes: size }));
+  const { entries, reads } = storeOf(large);
+  const page = await readPage(entries, { limit: 10_000 });
+  const fits = Math.floor((8 * mib) / size);
+  expect(page).toMatchObject({ hasMore: true, items: { length: fits, 0: { at: start + 560 } } });
+  expect(reads.reduce((sum, count) => sum + count, 0)).toBeLessThan(fits * 1.5);
+  const next = await readPage(entries, { limit: 10_000, after: page?.items.at(-1)?.id });
+  expect(next).toMatchObject({ hasMore: true, items: { length: fits, 0: { at: start + 560 - fits } } });
 });
 
 it("knows no page after what is not there", async () => {

@@ -30,7 +30,7 @@ const envelope = {
 /** What stays of a dataset, because something else was made of it. A key that is bound to other adapters is told no names. */
 export async function whatStaysOf(datasetId: string, caller: Caller, { state }: Pick<GatewayContext, "state">): Promise<Stays[]> {
   const { tenant } = caller;
-  const users = (await state.runs(tenant)).filter(({ spec }) => spec.dataset === datasetId || spec.validation === datasetId);
+  const users = (await state.runUses(tenant)).filter(({ spec }) => spec.dataset === datasetId || spec.validation === datasetId);
   return users
     .flatMap((run): Stays[] => {
       const isSeen = seesAdapter(caller, run.spec.adapter);
@@ -53,7 +53,7 @@ async function deleteAdapter(adapter: string, request: FastifyRequest, context: 
   const { tenant, by } = request.caller;
   const { bus, state } = context;
   const found = await (await bus.bucket(buckets.adapters)).get(adapterKey({ tenant, adapter }));
-  const runs = (await state.runs(tenant)).filter(({ spec }) => spec.adapter === adapter);
+  const runs = (await state.runUses(tenant)).filter(({ spec }) => spec.adapter === adapter);
   // Of an adapter that no run ever made there are its runs, which were rejected, failed or cancelled.
   if (found === undefined && runs.length === 0) throw notFound("adapter", adapter, "adapter");
   const open = runs.find(({ finishedAt }) => finishedAt === null);
