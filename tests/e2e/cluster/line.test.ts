@@ -63,13 +63,19 @@ async function chat(model: string, content: string): Promise<{ status: number; t
   return { status: response.status, text: body.choices?.[0]?.message?.content ?? JSON.stringify(body) };
 }
 
-/** Sets a capacity that the node pretends to have. */
+/** Sets a capacity that the node pretends to have, and waits until the kubelet lets pods have as much. */
 async function setGpus(count: number): Promise<void> {
   const path = "/status/capacity/nvidia.com~1gpu";
-  const [node] = JSON.parse(await kubectl("get", "nodes", "-o", "json")).items as Json[];
-  if (node.status.capacity["nvidia.com/gpu"] === String(count)) return;
-  const patch = JSON.stringify([{ op: "replace", path, value: String(count) }]);
-  await kubectl("patch", "node", node.metadata.name as string, "--subresource=status", "--type=json", "-p", patch);
+  const gpusOf = async (of: "capacity" | "allocatable"): Promise<[name: string, gpus: string]> => {
+    const [node] = JSON.parse(await kubectl("get", "nodes", "-o", "json")).items as Json[];
+    return [node.metadata.name, node.status[of]["nvidia.com/gpu"]];
+  };
+  const [node, capacity] = await gpusOf("capacity");
+  if (capacity !== String(count)) {
+    const patch = JSON.stringify([{ op: "replace", path, value: String(count) }]);
+    await kubectl("patch", "node", node, "--subresource=status", "--type=json", "-p", patch);
+  }
+  await eventually(`${count} GPUs are there for pods`, async () => (await gpusOf("allocatable"))[1] === String(count));
 }
 
 it("is installed by one command, and everything gets ready", { timeout: 900_000 }, async () => {
