@@ -148,8 +148,10 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
   data
     .command("ls")
     .description("list the server's datasets, newest first")
-    .action(async () => {
-      const { data: datasets } = await (await connect()).listDatasets();
+    .option("--after <dataset>", "go on after this one")
+    .action(async ({ after }: { after?: string }) => {
+      const query = after === undefined ? {} : { after };
+      const { data: datasets, has_more: hasMore } = await (await connect()).listDatasets({ query });
       if (globals().json) writeJson(out, datasets);
       else if (datasets.length === 0) writeLine(out, "no datasets yet");
       else {
@@ -162,6 +164,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
           one.error?.message ?? (one.waiting === null ? "" : `waiting: ${one.waiting.message}`),
         ]);
         writeLines(terminal, table([["DATASET", "STATUS", "FILE", "RECORDS", "REJECTED", ""], ...rows]));
+        if (hasMore) writeLine(out, `older ones: --after ${datasets.at(-1)?.datasetId ?? ""}`);
       }
     });
 
