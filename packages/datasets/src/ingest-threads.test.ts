@@ -63,10 +63,15 @@ it("gives the same bytes as reading here, however often", async () => {
   let room = 0;
   const read: number[] = [];
   const more = { fetchPicture, checkRoom: async () => void room++, onRead: (bytes: number) => read.push(bytes) };
-  for (let time = 0; time < 2; time++) {
+  const warnings: string[] = [];
+  const warn = (warning: Error): void => void warnings.push(warning.message);
+  process.on("warning", warn);
+  for (let time = 0; time < 12; time++) {
     expect(await threads.ingest({ ...there.deps, ...more }, there.upload)).toEqual(expected);
     expect(there.blobs).toEqual(here.blobs);
   }
+  process.off("warning", warn);
+  expect(warnings, "nothing is left at a thread that is used again").toEqual([]);
   expect(read.at(-1)).toBe(text.length);
 });
 
@@ -93,7 +98,9 @@ it("tells errors as what they were here, and goes on", async () => {
     upload,
   );
   // Two at once, and one thread.
-  const [first, second] = await Promise.allSettled([stopped, threads.ingest(deps, upload)]);
+  const late = threads.ingest({ ...deps, signal: stopping.signal }, upload);
+  const [first, third, second] = await Promise.allSettled([stopped, late, threads.ingest(deps, upload)]);
+  expect(third, "stopped while it waited").toMatchObject({ status: "rejected", reason });
   expect(first).toMatchObject({ status: "rejected", reason });
   expect(second).toMatchObject({ status: "fulfilled", value: { kind: "ingested", records: 2001 } });
 });

@@ -73,6 +73,8 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
     const execArgv = path.endsWith(".ts") ? ["--conditions=@loraline/source"] : [];
     const worker = new Worker(path, { execArgv, resourceLimits: { maxOldGenerationSizeMb: heapMiB } });
     all.add(worker);
+    // One that ends without work is no error of anybody's; whose work it ends hears of it, too.
+    worker.on("error", () => {});
     worker.once("exit", () => {
       all.delete(worker);
       if (idle.includes(worker)) idle.splice(idle.indexOf(worker), 1);
@@ -129,8 +131,6 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
     } finally {
       clearInterval(watch);
       worker.off("message", onMessage).off("error", onError).off("exit", onExit);
-      // One that ends later, without work, is no error of anybody's.
-      worker.on("error", () => {});
       signal.removeEventListener("abort", onAbort);
       await release();
     }
@@ -141,8 +141,11 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
       deps.signal.throwIfAborted();
       if (busy >= most) await new Promise<void>((resolve) => waiting.push(resolve));
       else busy++;
-      const worker = idle.pop() ?? start();
+      let worker: Worker | undefined;
       try {
+        // It may have been stopped while it waited.
+        deps.signal.throwIfAborted();
+        worker = idle.pop() ?? start();
         const result = await work(worker, deps, upload);
         // Nothing of a refused upload is kept.
         if (result.kind === "ingested" && all.has(worker)) {
@@ -151,7 +154,7 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
         } else await worker.terminate();
         return result;
       } catch (error) {
-        await worker.terminate();
+        await worker?.terminate();
         throw error;
       } finally {
         const next = waiting.shift();

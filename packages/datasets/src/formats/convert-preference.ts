@@ -71,7 +71,9 @@ export function convertPreference(values: PreferenceValues, context: Context): C
     isSame(chosen[at], rejected[at]) && String(refsOf(better, chosen[at])) === String(refsOf(worse, rejected[at]));
   while (shared < Math.min(chosen.length, rejected.length) - 1 && isShared(shared)) shared++;
   for (const [turns, field] of [[better, "chosen"] as const, [worse, "rejected"] as const]) {
-    if (turns.messages.slice(shared).some(({ content, media: shown }) => shown !== undefined || content.includes(imageMark)))
+    // Where no part stood for a picture, the mark is a word of the text.
+    const isMarked = turns.imageParts > 0;
+    if (turns.messages.slice(shared).some(({ content, media: shown }) => shown !== undefined || (isMarked && content.includes(imageMark))))
       return refuse("CONTENT_NOT_TEXT", `an answer in \`${context.names[field] ?? field}\` holds images; text is expected`);
   }
   let prompt = chosen.slice(0, shared);

@@ -207,6 +207,12 @@ describe("a row as it is in", () => {
       },
     ],
     [
+      "a preference that speaks of the mark",
+      { prompt: "Which tag?", chosen: "Use <image> here.", rejected: "None." },
+      "preference",
+      { messages: [user("Which tag?")], chosen: [assistant("Use <image> here.")], rejected: [assistant("None.")] },
+    ],
+    [
       "a labelled answer about a picture",
       { prompt: "What?", completion: "A dog.", label: true, image: "a.jpg" },
       "unpaired",
