@@ -65,8 +65,6 @@ export interface IngestDeps {
   objects: Pick<Objects, "get" | "put">;
   settings: IngestSettings;
   signal: AbortSignal;
-  /** See `readRecords`. */
-  breathe?: () => Promise<void>;
   /** Told again and again how many bytes of the files are read. */
   onRead?: (bytes: number) => void;
   /** Reads a URL at which a row says that a picture is. @throws PermanentError, RetryLaterError */
@@ -114,7 +112,7 @@ const roomEveryBytes = 16 * 1024 ** 2;
 const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
 
 async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestResult> {
-  const { objects, settings, signal, breathe, onRead, fetchPicture, checkRoom } = deps;
+  const { objects, settings, signal, onRead, fetchPicture, checkRoom } = deps;
   const { tenant, blob, filename, parts, mapping } = upload;
   const done = countDone(
     [blob, ...parts.map((part) => part.blob)].reduce((sum, { size }) => sum + size, 0),
@@ -141,7 +139,6 @@ async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestRes
     name: filename,
     onShare: done.onShare,
     pictures,
-    breathe,
   });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });

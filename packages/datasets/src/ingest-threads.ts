@@ -12,7 +12,7 @@ import type { IngestDeps, IngestResult, IngestSettings, Upload } from "./ingest-
 
 export interface IngestThreads extends AsyncDisposable {
   /** `ingestDataset` in a thread of its own. Uploads beyond the number of threads wait for one. */
-  ingest(deps: Omit<IngestDeps, "breathe">, upload: Upload): Promise<IngestResult>;
+  ingest(deps: IngestDeps, upload: Upload): Promise<IngestResult>;
 }
 
 /** What a thread asks of the process. `next` and `close` read a stream that `get` opened; `send` and `stored` fill one that `store` opened. */
@@ -82,7 +82,7 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
     return worker;
   };
 
-  const work = async (worker: Worker, deps: Omit<IngestDeps, "breathe">, upload: Upload): Promise<IngestResult> => {
+  const work = async (worker: Worker, deps: IngestDeps, upload: Upload): Promise<IngestResult> => {
     const { settings, signal, onRead } = deps;
     const ended = Promise.withResolvers<IngestResult>();
     const { answer, thrown, release } = createAnswers(deps);
@@ -169,7 +169,7 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
 }
 
 /** Answers a thread's calls. `thrown` gives back the error that ended the work, if it began here. */
-function createAnswers({ objects, checkRoom, fetchPicture }: Omit<IngestDeps, "breathe">) {
+function createAnswers({ objects, checkRoom, fetchPicture }: IngestDeps) {
   const errors: unknown[] = [];
   const read = new Map<number, AsyncIterator<Uint8Array>>();
   const written = new Map<number, { give(bytes: Uint8Array | undefined): Promise<void>; ref: Promise<BlobRef>; fail(): void }>();

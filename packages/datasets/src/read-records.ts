@@ -29,8 +29,6 @@ export interface ReadRecordsOptions {
   onShare?: ((share: number) => void) | undefined;
   /** Takes what records show. Absent: pictures are left where they are. */
   pictures?: Pick<PictureTaker, "take"> | undefined;
-  /** Called after each few milliseconds' work. Default: a turn of the event loop. */
-  breathe?: (() => Promise<void>) | undefined;
 }
 
 /** A batch of rows, in their order: rows = records + rejections. */
@@ -50,7 +48,7 @@ export interface Batch {
  */
 export async function readRecords(
   source: FileSource | readonly Part[],
-  { mapping, reopen, pictures, breathe = () => nextTurn(), ...settings }: ReadRecordsOptions,
+  { mapping, reopen, pictures, ...settings }: ReadRecordsOptions,
 ): Promise<{ container: Container; notes: readonly Note[]; batches: AsyncIterable<Batch> } | undefined> {
   const options = { ...settings, encoding: mapping?.encoding, textRows: mapping?.text_rows };
   const open = (from: FileSource | readonly Part[], more: { onShare?: typeof settings.onShare } = {}) =>
@@ -95,7 +93,8 @@ export async function readRecords(
         }
         count += rowsOfPart.length;
         yield mapping?.redact === true ? await redact(batch, places) : batch;
-        await breathe();
+        // Others may use the thread, and whoever reads may be stopped.
+        await nextTurn();
       }
     } catch (error) {
       if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
