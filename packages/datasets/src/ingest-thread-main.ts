@@ -1,10 +1,14 @@
 /** One of the threads of `ingest-threads.ts`: reads one upload after the other, and asks the process for all that it reads or stores. */
+import { getPriority, setPriority } from "node:os";
 import { type MessagePort, parentPort } from "node:worker_threads";
 import type { Objects } from "@loraline/objects";
 import { ingestDataset } from "./ingest-dataset.ts";
 import { asError, type Calls, type FromThread, told, type Told, type ToThread } from "./ingest-threads.ts";
 
 const aliveEveryMs = 1000;
+
+// On Linux it holds for this thread alone. Reading takes long: what answers people, and what moves messages, comes first.
+if (process.platform === "linux") setPriority(0, Math.max(getPriority(), 10));
 
 const port = parentPort as MessagePort;
 const say = (message: FromThread): void => port.postMessage(message);

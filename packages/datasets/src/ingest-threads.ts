@@ -52,8 +52,8 @@ export type FromThread =
   | { error: Told };
 
 const defaults = {
-  /** As many as the consumer has places: an upload that fetches pictures waits for servers most of the time. */
-  most: 2,
+  /** As many as the consumer has places, with the one that it keeps for another tenant than those at work. */
+  most: 3,
   heapMiB: 640,
   /** Silence of a thread after which it counts as hanging. It is counted in seconds in which this process could work, so that a pause of the machine is none. */
   silentSeconds: 180,
@@ -73,6 +73,7 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
     const execArgv = path.endsWith(".ts") ? ["--conditions=@loraline/source"] : [];
     const worker = new Worker(path, { execArgv, resourceLimits: { maxOldGenerationSizeMb: heapMiB } });
     all.add(worker);
+    worker.unref();
     // One that ends without work is no error of anybody's; whose work it ends hears of it, too.
     worker.on("error", () => {});
     worker.once("exit", () => {
@@ -146,6 +147,8 @@ export function createIngestThreads(options: Partial<typeof defaults> = {}): Ing
         // It may have been stopped while it waited.
         deps.signal.throwIfAborted();
         worker = idle.pop() ?? start();
+        // The last one is needed beside others that work, when a start would take long.
+        if (idle.length === 0 && all.size === most - 1) idle.push(start());
         const result = await work(worker, deps, upload);
         // Nothing of a refused upload is kept.
         if (result.kind === "ingested" && all.has(worker)) {

@@ -1,9 +1,13 @@
 /** The tokenize worker as a process of its own. */
+import { getPriority, setPriority } from "node:os";
 import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
 import { createTokenizeService } from "./service.ts";
+
+// What somebody waits for, an answer or a message on its way, comes before work on files, wherever they share a processor.
+setPriority(Math.max(getPriority(), 5));
 
 await runService({
   service: "tokenize",

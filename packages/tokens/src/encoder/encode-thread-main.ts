@@ -1,5 +1,5 @@
 /** One of the threads of `encode-threads.ts`. Each thread loads all imports, so this file imports single files of large packages. */
-import { setPriority } from "node:os";
+import { getPriority, setPriority } from "node:os";
 import { parentPort } from "node:worker_threads";
 import { constants, zstdCompressSync } from "node:zlib";
 import { problemOf, PermanentError } from "@loraline/runtime/errors";
@@ -11,7 +11,7 @@ import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";
 import { type Base, identityOf, loadBase } from "./load-base.ts";
 
 // On Linux it holds for this thread alone: the process' own comes first, which works on small runs itself and on everybody's messages.
-if (process.platform === "linux") setPriority(0, 5);
+if (process.platform === "linux") setPriority(0, Math.max(getPriority(), 10));
 
 /** The most recent base and settings; others are rare. */
 let base: { key: string; value: Promise<Base> } | undefined;
