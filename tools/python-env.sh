@@ -11,6 +11,4 @@ fi
 # uv gets the path of the interpreter, because otherwise it tries to download one.
 [ -x .venv/bin/python ] || "$uv" venv --quiet --clear --python "$(command -v python3)" .venv
 echo "python: $(grep -c '^[a-z0-9].*==' "$lock") packages into .venv (6 GB the first time: torch and vLLM)"
-# Compiled now, because Python itself does not where PYTHONDONTWRITEBYTECODE is set (containers often have it): each start of the trainer or of
-# vLLM would then compile their sources again, for 14 seconds. Only here, since other environments start once or twice.
-"$uv" pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes "$lock"
+"$uv" pip sync --quiet --python .venv/bin/python --require-hashes "$lock"
