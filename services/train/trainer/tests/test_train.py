@@ -314,10 +314,13 @@ def test_killed_at_any_step_it_ends_with_the_same_curve_and_bytes(directory, und
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_twice_and_resumed_it_gives_the_same_bytes_on_a_busy_machine(directory, tmp_path, threads):
-    """The base is so large that its products are shared by two threads."""
-    base = make_tiny_base(tmp_path / "wide", width=256)
-    settings = {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 0.002, "save_steps": 2}
+@pytest.mark.parametrize("base", ["wide", "smollm2-135m-instruct"])
+def test_twice_and_resumed_it_gives_the_same_bytes_on_a_busy_machine(directory, tmp_path, base, threads):
+    """The tiny base is so wide that its products are shared by two threads. The real one takes seconds: what is resumed is its second time."""
+    is_wide = base == "wide"
+    base = make_tiny_base(tmp_path / "wide", width=256) if is_wide else TRAINER.parents[2] / ".loraline/bases" / base
+    held_out = None if is_wide else []
+    settings = {"per_device_train_batch_size": 4 if is_wide else 2, "max_steps": 4, "learning_rate": 0.002, "save_steps": 2}
 
     def wire(at):
         import torch
@@ -328,8 +331,8 @@ def test_twice_and_resumed_it_gives_the_same_bytes_on_a_busy_machine(directory, 
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         runs = []
-        for name, deaths in (("once", []), ("twice", []), ("resumed", [die_after_step(3)])):
-            run = directory(f"{name}-{threads}", base, rows=make_rows(16, seed=1), training=settings)
+        for name, deaths in (("once", []), *([("twice", [])] if is_wide else []), ("resumed", [die_after_step(3)])):
+            run = directory(f"{name}-{threads}", base, rows=make_rows(16, seed=1), held_out=held_out, training=settings)
             for at in deaths:
                 run.run_and_die(lambda at=at: wire(at))
             child = os.fork()
@@ -345,9 +348,10 @@ def test_twice_and_resumed_it_gives_the_same_bytes_on_a_busy_machine(directory, 
         busy.kill()
         busy.wait()
     assert {run["environment"]["threads"] for run in runs} == {threads}
-    assert runs[0]["loss_history"] == runs[1]["loss_history"] == runs[2]["loss_history"]
-    assert runs[0]["adapter"] == runs[1]["adapter"] == runs[2]["adapter"]
-    assert runs[0]["probes"] == runs[1]["probes"] == runs[2]["probes"]
+    for other in runs[1:]:
+        assert other["loss_history"] == runs[0]["loss_history"]
+        assert other["adapter"] == runs[0]["adapter"]
+        assert other["probes"] == runs[0]["probes"]
 
 
 def test_killed_twice_and_continued_elsewhere_from_an_uploaded_checkpoint(directory, undisturbed):
