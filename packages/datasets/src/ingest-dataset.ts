@@ -13,7 +13,7 @@ import { createPictureTaker, type PictureTakerOptions } from "./pictures/take-pi
 import { openNameless } from "./containers/spool.ts";
 
 /** Version of the conversion. Raise it when the same bytes give other records, so that results cached by older code are not used. */
-const ingestCode = "ingest/8";
+const ingestCode = "ingest/9";
 
 export interface IngestSettings {
   /** A row with more bytes is rejected. */

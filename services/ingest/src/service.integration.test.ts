@@ -171,7 +171,7 @@ describe("the ingest service", () => {
     expect(second.data).toEqual({ ...first.data, cacheHit: true });
     // A change of the output changes this digest. Then raise `ingestCode`, because otherwise cached old results would be used.
     const { code, chunks } = await getJson(objects, tenant, first.data.manifest, datasetManifest);
-    expect([code, chunks[0]?.blob.digest]).toEqual(["ingest/8", "sha256:e62c6d8ec5fbd2b4bee206cdc351b79be8f7bd81feadad8928672d5a89f7b05d"]);
+    expect([code, chunks[0]?.blob.digest]).toEqual(["ingest/9", "sha256:e62c6d8ec5fbd2b4bee206cdc351b79be8f7bd81feadad8928672d5a89f7b05d"]);
     const renamed = await ingested(line, await upload(line, rows(5), { filename: "other.jsonl" }));
     expect(renamed.data).toEqual(second.data);
     const mapped = await ingested(line, await upload(line, rows(5), { mapping: { system: "s" } }));

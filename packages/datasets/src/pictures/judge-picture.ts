@@ -48,7 +48,9 @@ export async function judgePicture(bytes: Uint8Array, what: string): Promise<Pic
       return refuse("PICTURE_UNSUPPORTED", `${what} has 16 bits of grey, most of which would be read as white. Save it with 8 bits.`);
     }
     if (format === "png") judgePngChunks(bytes);
-    await inTurn(stored * height, () => open(bytes).stats());
+    const { channels: decoded } = await inTurn(stored * height, () => open(bytes).stats());
+    // libvips keeps the last error of all threads: where another one clears it at this moment, sharp returns nothing instead of throwing.
+    if (decoded.length === 0) throw new Error("it is cut off or damaged");
     const isTurned = orientation === undefined && xmp !== undefined && /tiff:Orientation(?:="|>)[5-8]/.test(xmp.toString("latin1"));
     const [width, high] = isTurned ? [height, stored] : [autoOrient.width, autoOrient.height];
     return { digest: digestOf(bytes), bytes: bytes.byteLength, media_type, width, height: high };

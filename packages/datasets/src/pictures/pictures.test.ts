@@ -1,7 +1,7 @@
 /** Pictures of rows, in every spelling and from every place, as they come out of a whole file. */
 import { buffer } from "node:stream/consumers";
 import { crc32, deflateSync, gzipSync } from "node:zlib";
-import { pictureLimits, pictureMark, record, type Rec, type Rejection } from "@loraline/contracts";
+import { type PictureEntry, pictureLimits, pictureMark, record, type Rec, type Rejection } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import fc from "fast-check";
@@ -11,7 +11,7 @@ import { pack } from "tar-stream";
 import { describe, expect, it } from "vitest";
 import { readRecords } from "../read-records.ts";
 import { createReport } from "../report/dataset-report.ts";
-import { judgePicture } from "./judge-picture.ts";
+import { judgePicture, thumbnailOf } from "./judge-picture.ts";
 import { createPictureTaker } from "./take-pictures.ts";
 
 const square = (colour: string, width = 24, height = 16) => sharp({ create: { width, height, channels: 3, background: colour } });
@@ -246,6 +246,16 @@ describe.each(Object.entries(archives))("in a %s archive", (_, make) => {
 });
 
 describe("a picture that cannot be used", () => {
+  it("is found also while others are decoded", async () => {
+    for (let n = 0; n < 150; n++) {
+      const [broken] = await Promise.all([judgePicture(red.subarray(0, red.length - 20), "it"), judged(red), judged(blue)]);
+      expect(broken).toMatchObject({ code: "PICTURE_BROKEN" });
+    }
+    async function judged(picture: Buffer): Promise<void> {
+      await thumbnailOf(picture, (await judgePicture(picture, "it")) as PictureEntry);
+    }
+  });
+
   it("that is cut off, in each kind", async () => {
     const large = square("red", 300, 300);
     for (const bytes of [await large.png().toBuffer(), await large.jpeg().toBuffer(), await large.webp({ lossless: true }).toBuffer()]) {
