@@ -36,7 +36,7 @@ export const quotaTable = {
     default: 4,
     field: "imports_at_once",
     description:
-      "Imports from other servers at once in each process: of datasets in each ingest, where further ones wait; of adapters in each gateway, where they are refused. With several processes there may be so many in each.",
+      "Imports from other servers at once in each process: of datasets, and of pictures that rows give by URL, in each ingest, where further ones wait; of adapters in each gateway, where they are refused. With several processes there may be so many in each.",
   },
   runsAtOnce: { default: 32, field: "runs_at_once", description: "Runs that train at once; further ones wait." },
   runsWaiting: { default: 1000, field: "runs_waiting", description: "Runs that are not over and do not train; further ones are refused." },

@@ -67,7 +67,7 @@ export interface IngestDeps {
   signal: AbortSignal;
   /** Told again and again how many bytes of the files are read. */
   onRead?: (bytes: number) => void;
-  /** Reads a URL at which a row says that a picture is. @throws PermanentError, RetryLaterError */
+  /** Reads a URL at which a row says that a picture is; undefined: it is left there. @throws PermanentError, RetryLaterError */
   fetchPicture?: PictureTakerOptions["fetch"];
   /**
    * Asked now and then while records are stored: a file of a few hundred bytes may hold any number of bytes of them.

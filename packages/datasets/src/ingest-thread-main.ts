@@ -71,7 +71,7 @@ async function work({ work: upload, settings, fetchesPictures }: Extract<ToThrea
         signal: stopping.signal,
         onRead: (read) => say({ read }),
         checkRoom: () => call("room"),
-        ...(fetchesPictures ? { fetchPicture: (url, maxBytes) => call("picture", url, maxBytes) } : {}),
+        ...(fetchesPictures ? { fetchPicture: (url) => call("picture", url) } : {}),
       },
       upload,
     );

@@ -30,7 +30,7 @@ export interface Calls {
   send(stream: number, bytes: Uint8Array | undefined): Promise<void>;
   stored(stream: number): Promise<BlobRef>;
   room(): Promise<void>;
-  picture(url: string, maxBytes: number): Promise<Uint8Array>;
+  picture(url: string): Promise<Uint8Array | undefined>;
 }
 /** An error on its way to the other side. `id`: of one that the process keeps, and throws itself if it ends the work. */
 export interface Told {
@@ -211,7 +211,7 @@ function createAnswers({ objects, checkRoom, fetchPicture }: IngestDeps) {
       return ref;
     },
     room: async () => checkRoom?.(),
-    picture: async (url, maxBytes) => (fetchPicture as NonNullable<typeof fetchPicture>)(url, maxBytes),
+    picture: async (url) => fetchPicture?.(url),
   };
   return {
     async answer({ id, call, with: given }: Extract<FromThread, { call: unknown }>): Promise<ToThread> {

@@ -290,6 +290,48 @@ describe("an import", () => {
     expect(dripping).toBe(2);
   });
 
+  test("pictures at servers that drip keep nobody else's uploads from being read, nor their pictures from being fetched", async ({
+    bus,
+    objects,
+    tenant,
+  }) => {
+    const other = `${tenant}-other`;
+    const red = readFileSync(join(import.meta.dirname, "../../../packages/tokens/testdata/pictures/red-square.png"));
+    let dripping = 0;
+    const drip: RequestListener = (_, response) => {
+      dripping += 1;
+      const timer = setInterval(() => response.write(" "), 20);
+      response.on("close", () => clearInterval(timer));
+    };
+    await using web = await serve({ "red.png": red }, { "/drip/1": drip, "/drip/2": drip, "/drip/3": drip });
+    const quotas = { default: { importsAtOnce: 2 } };
+    await using service = await createIngestService({ bus, objects, telemetry, imports: { ...web.imports, atOnce: 3 }, quotas });
+    expect(service).toBeDefined();
+    const upload = async (of: string, text: string): Promise<string> => {
+      const id = ulid();
+      await bus.publish(
+        datasetReceived,
+        { tenant: of, id },
+        { blob: await objects.put(of, "raw", text), filename: "rows.jsonl", by: "test" },
+      );
+      return id;
+    };
+    const shows = (path: string): string => `${JSON.stringify({ image_url: `${web.url}/${path}`, caption: `A shape of ${path}.` })}\n`;
+    const slow: string[] = [];
+    for (let n = 1; n <= 3; n++) slow.push(await upload(tenant, `${row(n)}${shows(`drip/${n}`)}`));
+    await expect.poll(() => dripping, { timeout: 60_000 }).toBe(2);
+    const ofOther = { bus, objects, tenant: other };
+    expect(await outcome(ofOther, await upload(other, rows(0, 3)))).toEqual({ records: 3, rejections: 0 });
+    expect(await outcome(ofOther, await upload(other, `${row(1)}${shows("files/red.png")}`))).toEqual({ records: 2, rejections: 0 });
+    expect(await outcome({ bus, objects, tenant }, await upload(tenant, rows(0, 4)))).toEqual({ records: 4, rejections: 0 });
+    const waiting = async () =>
+      (await Promise.all(slow.map((id) => bus.last(datasetWaiting, { tenant, id })))).filter(
+        (one) => one?.data.reason?.code === "QUOTA_IMPORTS",
+      );
+    await expect.poll(async () => (await waiting()).length, { timeout: 60_000 }).toBe(1);
+    expect(dripping).toBe(2);
+  });
+
   test("over the number of datasets that a tenant may have is rejected, also one that comes by NATS", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
     await using web = await serve({ "a.jsonl": rows(0, 3) });

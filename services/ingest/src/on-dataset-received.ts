@@ -11,11 +11,14 @@ import {
   type datasetReceived,
   datasetRejected,
 } from "@loraline/contracts";
-import { blobOfPicture, getJson, type Objects, readPictureTable } from "@loraline/objects";
+import { blobOfPicture, digestOf, getJson, type Objects, readPictureTable } from "@loraline/objects";
 import { type GuardedFetch, PermanentError, type Telemetry } from "@loraline/runtime";
 import { ingestKey, type IngestResult, type IngestSettings, type IngestThreads, type Upload } from "@loraline/datasets";
-import { createPictureFetch } from "./fetch-picture.ts";
+import { fetchPictures } from "./fetch-pictures.ts";
+import type { ImportSlots } from "./import-slots.ts";
+import { ingestWithPictures } from "./ingest-with-pictures.ts";
 import type { ImportSettings } from "./on-import-requested.ts";
+import { takeImportSlot } from "./take-import-slot.ts";
 
 interface OnDatasetReceivedDeps {
   bus: Bus;
@@ -23,6 +26,8 @@ interface OnDatasetReceivedDeps {
   telemetry: Telemetry;
   settings: IngestSettings;
   fetch: GuardedFetch;
+  /** Shared with imports: pictures at URLs are imported. */
+  slots: ImportSlots;
   quotas: TenantQuotas;
   imports: Pick<ImportSettings, "maxBytes">;
   /** Where uploads are read: they are strangers'. */
@@ -46,6 +51,7 @@ export function onDatasetReceived({
   telemetry,
   settings,
   fetch,
+  slots,
   quotas,
   imports,
   threads,
@@ -62,13 +68,13 @@ export function onDatasetReceived({
       `its records take more than what is left of this tenant's quota storageBytes: there are ${stored} bytes in the store now, and ${most} are allowed. Upload fewer or shorter rows (what a mapping adds to each of them counts, too), delete datasets or adapters, or have the operator raise the quota.`,
     );
   };
-  return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
+  return async (received: Received<typeof datasetReceived>, { log, signal, withoutPlace }: HandlerContext): Promise<void> => {
     const { at } = received;
     const { blob, filename, parts, mapping } = received.data;
     const upload: Upload = { tenant: at.tenant, blob, filename, parts: parts ?? [], mapping: mapping ?? null };
     if ((await bus.last(datasetIngested, at)) !== undefined) return;
-    const deleted = await bus.last(datasetDeleted, at);
-    if (deleted !== undefined && deleted.seq > received.seq) return;
+    const isDeleted = async (): Promise<boolean> => ((await bus.last(datasetDeleted, at))?.seq ?? 0) > received.seq;
+    if (await isDeleted()) return;
 
     const cache = await bus.bucket(buckets.cache);
     const key = cacheKey({ stage: "ingest", tenant: at.tenant, hex: ingestKey(upload, settings) });
@@ -82,18 +88,29 @@ export function onDatasetReceived({
         // The same bytes are in the store once, however often an upload names them.
         const kept = new Map(files.map(({ digest, size }) => [digest, size])).values().reduce((sum, size) => sum + size, 0);
         span.setAttribute("loraline.bytes", uploaded);
-        const onRead = tellProgress({
-          total: uploaded,
-          tell: (work, key) => bus.publish(datasetProgress, at, { stage: "read", ...work }, { key }),
-          everyMs: tellEveryMs,
+        const tellOf = (stage: "fetch" | "read", total: number | null): ((done: number) => void) =>
+          tellProgress({ total, tell: (work, key) => bus.publish(datasetProgress, at, { stage, ...work }, { key }), everyMs: tellEveryMs });
+        const read = await ingestWithPictures({
+          ingest: (fetchPicture) =>
+            threads.ingest(
+              { objects, settings, signal, onRead: tellOf("read", uploaded), fetchPicture, checkRoom: () => checkRoom(at.tenant, kept) },
+              sized,
+            ),
+          look: (fetchPicture) => threads.ingest({ objects: storesNothing(objects), settings, signal, fetchPicture }, sized),
+          takeSlot: () => takeImportSlot({ slots, bus, log, signal }, at),
+          fetchAll: (urls) =>
+            telemetry.span("fetch pictures", { attributes: { "loraline.urls": urls.size } }, () =>
+              fetchPictures({ bus, objects, fetch, quotas, settings: imports, signal, onBytes: tellOf("fetch", null) }, at.tenant, urls),
+            ),
+          isDeleted,
+          withoutPlace,
         });
-        const fetchPicture = await createPictureFetch({ bus, fetch, quotas, settings: imports, signal }, at.tenant);
-        const mayGoOn = () => checkRoom(at.tenant, kept);
-        const read = await threads.ingest({ objects, settings, signal, onRead, fetchPicture, checkRoom: mayGoOn }, sized);
+        if (read === undefined) return undefined;
         span.setAttribute("loraline.rejections", read.rejections);
         if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
         return read;
       }));
+    if (result === undefined) return;
 
     if (result.kind === "rejected") {
       const { problem, report, rejections } = result;
@@ -119,6 +136,12 @@ async function withStoredSizes(objects: Objects, upload: Upload): Promise<Upload
   };
   return { ...(await sized(upload)), parts: await Promise.all(upload.parts.map(sized)) };
 }
+
+/** For a look at an upload. */
+const storesNothing = (objects: Pick<Objects, "get">): Pick<Objects, "get" | "put"> => ({
+  get: async (tenant, ref) => objects.get(tenant, ref),
+  put: async (_tenant, kind, _source, { digest = digestOf("") } = {}) => ({ kind, digest, size: 0 }),
+});
 
 /** @returns the result of an earlier upload of the same bytes; undefined when there was none or its manifest is gone. */
 async function readCached(

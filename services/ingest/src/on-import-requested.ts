@@ -1,14 +1,5 @@
 /** `dataset.import-requested` → `dataset.received`, which continues as for an upload; or `dataset.rejected`. */
-import {
-  type Bus,
-  type HandlerContext,
-  judgeStorage,
-  type Received,
-  sumOf,
-  tellProgress,
-  tellWaiting,
-  type TenantQuotas,
-} from "@loraline/bus";
+import { type Bus, type HandlerContext, judgeStorage, type Received, sumOf, tellProgress, type TenantQuotas } from "@loraline/bus";
 import {
   type BlobRef,
   datasetDeleted,
@@ -16,7 +7,6 @@ import {
   type datasetImportRequested,
   datasetReceived,
   datasetRejected,
-  datasetWaiting,
   type ImportSource,
 } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
@@ -32,6 +22,7 @@ import {
 import { hubFileUrl, hubHeaders, listHubFiles } from "@loraline/models";
 import { decideHubFiles } from "./decide-hub-files.ts";
 import type { ImportSlots } from "./import-slots.ts";
+import { takeImportSlot } from "./take-import-slot.ts";
 
 export interface ImportSettings {
   /** `host:port` of hosts that may be reached although their addresses are not public. */
@@ -43,7 +34,7 @@ export interface ImportSettings {
   maxBytes: number;
   /** Time limit for one file, in milliseconds. */
   timeoutMs: number;
-  /** Imports of all tenants that are under way at once in one process. */
+  /** Imports of all tenants that are under way at once in one process, with uploads whose pictures are fetched. */
   atOnce: number;
 }
 
@@ -82,21 +73,8 @@ export function onImportRequested({ bus, objects, telemetry, fetch, slots, quota
         (event) => event !== undefined,
       );
     if (await ended()) return;
-    let told: Promise<void> | undefined;
-    const tell = async (message: string | null): Promise<void> => {
-      const reason = message === null ? null : { code: "QUOTA_IMPORTS", message };
-      await tellWaiting(bus, datasetWaiting, at, { stage: "ingest", reason }).catch((error: unknown) =>
-        log.warn({ err: error }, "nobody could be told that the import waits"),
-      );
-    };
-    using _slot = await slots.take(at.tenant, signal, (message) => {
-      told = tell(message);
-    });
-    if (told !== undefined) {
-      await told;
-      await tell(null);
-      if (await ended()) return;
-    }
+    using slot = await takeImportSlot({ slots, bus, log, signal }, at);
+    if (slot.hasWaited && (await ended())) return;
     const attributes = { "loraline.source": "url" in data.source ? (URL.parse(data.source.url)?.host ?? "no URL") : data.source.hub };
     try {
       const files = await telemetry.span("fetch dataset", { attributes }, async (span) => {

@@ -77,6 +77,7 @@ export async function createIngestService({
             telemetry,
             settings: { ...defaultIngestSettings, ...settings },
             fetch,
+            slots,
             quotas,
             imports: importSettings,
             threads,

@@ -29,6 +29,11 @@ export interface HandlerContext {
   signal: AbortSignal;
   /** To be called now and then by work that keeps the thread busy: lets others use it, first those of other tenants. */
   breathe: () => Promise<void>;
+  /**
+   * Does what waits for others, such as slow servers, while other messages have the place of this one. The message stays in hand. Whoever uses it bounds
+   * how many of a tenant's messages are in it. Only where the consumer takes messages in hand `ahead`: elsewhere a message keeps its puller.
+   */
+  withoutPlace: Turn["withoutPlace"];
   /** Who published the message, as far as it is proven; without a proof it can only have been the tenant's NATS user. */
   actor: Actor;
   deliveries: number;
@@ -288,6 +293,7 @@ async function handleMessage<C extends ConsumerDef>(
       log: log.child({ [`${event.noun}Id`]: at.id, tenant: at.tenant }),
       signal,
       breathe: () => deps.turn.breathe(),
+      withoutPlace: deps.turn.withoutPlace,
       actor: actorOf(message, at.tenant, deps.lineSecret),
       deliveries,
       tries: tries.begun() + here.tries - tries.away() - here.away,

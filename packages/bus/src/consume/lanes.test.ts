@@ -50,6 +50,29 @@ it("has a spare place only for an owner of whom nothing runs", async () => {
   expect(began).toEqual(["a0", "a1", "b4"]);
 });
 
+it("gives the place of a task that waits for others to the next one, and has it wait for a place again", async () => {
+  const { lanes, add, began, end } = controlled({ places: 1 });
+  const answered = Promise.withResolvers<string>();
+  const wentOn: string[] = [];
+  const task = lanes.run({ lane: "slow", owner: "slow" }, async ({ withoutPlace }) => {
+    wentOn.push(await withoutPlace(() => answered.promise));
+    await withoutPlace(() => Promise.reject(new Error("no answer"))).catch((error: Error) => wentOn.push(error.message));
+  });
+  await turn();
+  add("a");
+  await turn();
+  expect(began).toEqual(["a0"]);
+  answered.resolve("answer");
+  await turn();
+  expect(wentOn).toEqual([]);
+  await end("a0");
+  await task;
+  expect(wentOn).toEqual(["answer", "no answer"]);
+  add("b");
+  await turn();
+  expect(began).toEqual(["a0", "b1"]);
+});
+
 /** Work in steps, each of which takes a millisecond of a clock that only work moves. */
 function working(places: number) {
   let time = 0;

@@ -7,7 +7,9 @@ import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promi
 
 /** The place of a running task among all that may run at once. */
 export interface Turn {
-  /** Gives the place to others for `ms`, and waits until there is one again. Ends early when the signal aborts. */
+  /** Gives the place to others while `work` runs, and then waits until there is one again. Nothing here bounds how many tasks are without. */
+  withoutPlace: <T>(work: () => Promise<T>) => Promise<T>;
+  /** Gives the place to others for `ms`. Ends early when the signal aborts. */
   pause(ms: number, signal: AbortSignal): Promise<void>;
   /**
    * To be called now and then by work that keeps the thread busy: lets others use it. While other owners have tasks that began lately, it
@@ -53,7 +55,7 @@ interface Lanes {
 }
 
 interface LanesOptions {
-  /** Tasks that run at once; those that pause do not count. */
+  /** Tasks that run at once; those that pause, or are without a place, do not count. */
   places: number;
   /** Tasks that may wait for a place before there is no more room. Default 0. */
   ahead?: number | undefined;
@@ -160,12 +162,17 @@ export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 
       const run = async (): Promise<void> => {
         if (before !== undefined) await before.catch(() => {});
         let place = await take(owner, bytes);
-        const turn: Turn = {
-          async pause(ms, signal) {
-            give(place);
-            await sleep(ms, undefined, { signal }).catch(() => {});
+        const withoutPlace: Turn["withoutPlace"] = async (other) => {
+          give(place);
+          try {
+            return await other();
+          } finally {
             place = await take(owner, bytes);
-          },
+          }
+        };
+        const turn: Turn = {
+          withoutPlace,
+          pause: (ms, signal) => withoutPlace(() => sleep(ms, undefined, { signal }).catch(() => {})),
           breathe: () => breathe(place),
         };
         try {

@@ -148,7 +148,10 @@ export const rowCodes = defineArea(
       "A row's picture has more than 20 MiB, 50 megapixels, or 16,384 pixels on a side, or one side is more than 200 times the other.",
       "Make it smaller: a base scales pictures to a few hundred pixels anyway.",
     ],
-    PICTURES_TOO_MANY: ["A row shows more than 32 pictures, or a dataset has more than a million.", "Split the row or the dataset."],
+    PICTURES_TOO_MANY: [
+      "A row shows more than 32 pictures, or a dataset has more than a million, or their URLs are more than a server keeps in mind while it fetches them.",
+      "Split the row or the dataset.",
+    ],
     SYSTEM_TWICE: ["A row has two different system prompts.", "Keep one of them."],
     TOOLS_INVALID: ["The field `tools` of a row is not a JSON list of objects.", "Write `tools` as a list with one object for each tool."],
     REDACTION_BREAKS_JSON: [

@@ -16,8 +16,10 @@ export interface FilesBeside {
 }
 
 export interface PictureTakerOptions {
-  /** Reads a URL. Absent: pictures at URLs are left where they are. @throws PermanentError, RetryLaterError: why it cannot be read */
-  fetch?: (url: string, maxBytes: number) => Promise<Uint8Array>;
+  /**
+   * Reads a URL. Absent, or if it returns undefined: the picture is left where it is. @throws PermanentError, RetryLaterError: why it cannot be read
+   */
+  fetch?: (url: string) => Promise<Uint8Array | undefined>;
   /** Keeps a picture; called once for each digest. */
   put?: (entry: PictureEntry, bytes: Uint8Array) => Promise<void>;
   /** Of how many pictures, the first ones, a small version is made. Default: none. */
@@ -37,14 +39,11 @@ export interface PictureTaker {
 const mostRemembered = 200_000;
 /** Longest path, in characters: names in archives have a thousand. Longer ones take quadratic time to be looked up, and room where they are remembered. */
 const longestPath = 4096;
-/** Failures of a host, one after the other, after which it is asked no more: a million rows would wait for each. */
-const mostFailures = 8;
 
 export function createPictureTaker({ fetch, put, thumbnails: most = 0 }: PictureTakerOptions = {}): PictureTaker {
   const entries = new Map<Digest, PictureEntry>();
   const thumbnails = new Map<Digest, string>();
-  const known = new Map<string, Promise<PictureEntry | Refusal>>();
-  const failures = new Map<string, number>();
+  const known = new Map<string, Promise<PictureEntry | Refusal | undefined>>();
   const indexes = new WeakMap<FilesBeside, ReturnType<typeof indexOf>>();
   const indexFor = (beside: FilesBeside): ReturnType<typeof indexOf> => {
     const index = indexes.get(beside) ?? indexOf(beside);
@@ -65,28 +64,19 @@ export function createPictureTaker({ fetch, put, thumbnails: most = 0 }: Picture
     return entry;
   };
 
-  const fromUrl = async (url: string): Promise<PictureEntry | Refusal> => {
-    const host = URL.parse(url)?.host ?? "";
+  const fromUrl = async (url: string): Promise<PictureEntry | Refusal | undefined> => {
     const what = `the picture ${shortened(url)}`;
-    if ((failures.get(host) ?? 0) >= mostFailures) {
-      return refuse(
-        "PICTURE_UNREACHABLE",
-        `${what} was not fetched: ${host} failed ${mostFailures} times before. Upload the pictures in an archive.`,
-      );
-    }
-    let bytes: Uint8Array;
+    let bytes: Uint8Array | undefined;
     try {
-      bytes = await (fetch as NonNullable<typeof fetch>)(url, pictureLimits.bytes);
-      failures.delete(host);
+      bytes = await fetch?.(url);
     } catch (error) {
       const { code, message } = error as { code?: string; message: string };
       if (code === "FETCH_TOO_LARGE") return tooLarge(what, `has more than ${pictureLimits.bytes} bytes`);
+      if (code === "PICTURES_TOO_MANY") return refuse(code, `${what} was not fetched: ${message}`);
       if (code === undefined || !/^(?:URL_|FETCH_|ADDRESS_REFUSED$|TOO_MANY_REDIRECTS$)/.test(code)) throw error;
-      // What the server itself refuses says nothing about its other pictures.
-      if (code !== "FETCH_REFUSED") failures.set(host, (failures.get(host) ?? 0) + 1);
       return refuse("PICTURE_UNREACHABLE", `${what} cannot be fetched: ${message}`);
     }
-    return judged(bytes, what);
+    return bytes === undefined ? undefined : judged(bytes, what);
   };
 
   const fromArchive = async (ref: string, file: string | undefined, beside: FilesBeside | undefined): Promise<PictureEntry | Refusal> => {
@@ -103,7 +93,10 @@ export function createPictureTaker({ fetch, put, thumbnails: most = 0 }: Picture
     return judged(await readAll(beside.open(found.name), pictureLimits.bytes), what);
   };
 
-  const remembered = (key: string, make: () => Promise<PictureEntry | Refusal>): Promise<PictureEntry | Refusal> => {
+  const remembered = (
+    key: string,
+    make: () => Promise<PictureEntry | Refusal | undefined>,
+  ): Promise<PictureEntry | Refusal | undefined> => {
     if (key.length > 2 * longestPath) return make();
     const before = known.get(key);
     if (before !== undefined) return before;
@@ -124,21 +117,21 @@ export function createPictureTaker({ fetch, put, thumbnails: most = 0 }: Picture
       const taken: NonNullable<Rec["media"]> = [];
       for (const [at, one] of media.entries()) {
         const { ref } = one;
-        let entry: PictureEntry | Refusal;
+        let entry: PictureEntry | Refusal | undefined;
         let source: string | undefined;
         if (/^data:/i.test(ref)) entry = await fromDataUrl(ref, media.length === 1 ? "its picture" : `its picture ${at + 1}`, judged);
         else if (/^[a-z][a-z0-9+.-]*:\/\//i.test(ref)) {
           source = ref;
-          if (fetch === undefined) {
-            taken.push(one);
-            continue;
-          }
           entry = await remembered(ref, () => fromUrl(ref));
         } else {
           source = ref;
           entry = await remembered(JSON.stringify([file === undefined ? "" : posix.dirname(file), ref]), () =>
             fromArchive(ref, file, beside),
           );
+        }
+        if (entry === undefined) {
+          taken.push(one);
+          continue;
         }
         if ("code" in entry) return refuse(entry.code, `${place}: ${entry.message}`);
         const { digest, ...facts } = entry;
