@@ -118,22 +118,3 @@ it.each([
   for (const result of await Promise.all([threads.ingest(deps, upload), threads.ingest(deps, upload), threads.ingest(deps, upload)]))
     expect(result).toMatchObject(refused);
 });
-
-it("reads an upload of another tenant beside two that take long", async () => {
-  await using threads = createIngestThreads();
-  const { objects, upload, deps } = await given(text);
-  const stopping = new AbortController();
-  let asked = 0;
-  const slow: IngestDeps["objects"] = {
-    ...objects,
-    get: async () => {
-      asked++;
-      return new Promise((_, reject) => stopping.signal.addEventListener("abort", () => reject(new Error("stopped"))));
-    },
-  };
-  const long = [0, 1].map(() => threads.ingest({ ...deps, objects: slow, signal: stopping.signal }, upload));
-  await expect.poll(() => asked, { timeout: 60_000 }).toBe(2);
-  expect(await threads.ingest(deps, { ...upload })).toMatchObject({ kind: "ingested", records: 2001 });
-  stopping.abort(new Error("stopped"));
-  for (const { status } of await Promise.allSettled(long)) expect(status).toBe("rejected");
-});

@@ -52,7 +52,7 @@ export type FromThread =
   | { error: Told };
 
 const defaults = {
-  /** As many as the consumer has places, with the one that it keeps for another tenant than those at work. */
+  /** As many as the consumer has places, with the spare one: a tenant's large files may have the two others for long. */
   most: 3,
   heapMiB: 640,
   /** Silence of a thread after which it counts as hanging. It is counted in seconds in which this process could work, so that a pause of the machine is none. */

@@ -107,6 +107,28 @@ describe("the ingest service", () => {
     }
   });
 
+  test("reads what a tenant uploads while another one's files take long", async ({ bus, objects, tenant }) => {
+    let begun = 0;
+    const over = Promise.withResolvers<void>();
+    async function* slowly(bytes: Promise<AsyncIterable<Uint8Array>>): AsyncGenerator<Uint8Array> {
+      begun++;
+      await over.promise;
+      yield* await bytes;
+    }
+    const slow: Objects = {
+      ...objects,
+      get: async (of, ref) => (of === tenant ? slowly(objects.get(of, ref)) : objects.get(of, ref)),
+    };
+    await using running = new AsyncDisposableStack();
+    running.use(await createIngestService({ bus, objects: slow, telemetry }));
+    running.defer(() => over.resolve());
+    for (let n = 1; n <= 3; n++) await upload({ bus, objects, tenant }, rows(n));
+    await expect.poll(() => begun, { timeout: 60_000 }).toBe(2);
+    const other = { bus, objects, tenant: `${tenant}-other` };
+    expect((await ingested(other, await upload(other, rows(5)))).data.records).toBe(5);
+    expect(begun).toBe(2);
+  });
+
   test("turns an upload into chunks, rejections, a report and a manifest", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
     await using service = await createIngestService({ bus, objects, telemetry, settings: { chunkBytes: 1000 } });
