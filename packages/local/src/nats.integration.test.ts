@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm, stat } from "node:fs/promises";
+import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ensureStreams } from "@loraline/bus";
@@ -8,7 +8,9 @@ import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { freePort } from "./free-port.ts";
 import { localUser, startNats } from "./nats.ts";
+import { keepPort } from "./state/state-dir.ts";
 
 const root = join(import.meta.dirname, "../../..");
 let stateDir: string;
@@ -17,7 +19,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(stateDir, { recursive: true, force: true, maxRetries: 3 }));
 
-const start = (ends: string[]) =>
+const start = (ends: string[], more: { nats?: string } = {}) =>
   startNats({
     stateDir,
     tenant: "acme",
@@ -27,6 +29,8 @@ const start = (ends: string[]) =>
     log: createLog({ service: "test", level: "silent" }),
     onEnded: ({ why }) => void ends.push(why),
     onDiskFull() {},
+    onSlow: () => void ends.push("slow"),
+    ...more,
   });
 
 const childPid = async (): Promise<number> =>
@@ -67,6 +71,17 @@ it("loses nothing that was acknowledged when it is killed, and is back on the sa
   }
   expect([...acknowledged].filter((n) => !stored.has(n))).toEqual([]);
   await nc.close();
+});
+
+it("waits for a server that reads for half a minute what it holds, and says so", async () => {
+  // Not the usual port, which a test beside this one may take meanwhile.
+  await keepPort(stateDir, "nats", await freePort("127.0.0.1", []));
+  const nats = join(stateDir, "slow-nats");
+  await writeFile(nats, `#!/bin/sh\nsleep 25\nexec ${join(root, ".venv/bin/nats-server")} "$@"\n`, { mode: 0o755 });
+  const told: string[] = [];
+  await using server = await start(told, { nats });
+  await (await server.connect(localUser)).close();
+  expect(told).toEqual(["slow"]);
 });
 
 it("refuses who does not know a password, which only the owner of the state directory can read", async () => {

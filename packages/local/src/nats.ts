@@ -14,7 +14,10 @@ import { ensureNatsPasswords, keepPort, readPort } from "./state/state-dir.ts";
 import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";
-const startMs = 20_000;
+/** A server that was killed, or lost its power, first reads all that it holds; the chart gives it as long. */
+const startMs = 600_000;
+/** Until it is told that the server takes its time. */
+const slowMs = 10_000;
 /** Free space that is awaited before a server that met a full disk is started again. */
 const roomBytes = 16 * 1024 ** 2;
 /** With less free space than this, writes may have failed. */
@@ -73,6 +76,8 @@ export async function startNats(options: {
   monitorPort?: number | undefined;
   onEnded(end: { why: string; restartInMs: number }): void;
   onDiskFull(): void;
+  /** Its start takes long. */
+  onSlow?(): void;
 }): Promise<NatsChild> {
   const { stateDir, nats, env, logFile, log } = options;
   const dir = join(stateDir, "nats");
@@ -123,6 +128,8 @@ export async function startNats(options: {
   const connect = (user: string): Promise<NatsConnection> =>
     connectBus({ servers: url, name: user, user, pass: passwordOf(user), inboxPrefix: inboxPrefixOf(user) });
   const deadline = performance.now() + startMs;
+  const slow = setTimeout(() => options.onSlow?.(), slowMs);
+  using _ = { [Symbol.dispose]: () => clearTimeout(slow) };
   for (;;) {
     try {
       await (await connect(localUser)).close();

@@ -90,6 +90,7 @@ export type LineNews =
   | { kind: "up"; url: string }
   | { kind: "engine-ready"; base: string; afterMs: number }
   | { kind: "disk-full"; stateDir: string }
+  | { kind: "nats-slow"; logFile: string }
   | { kind: "child-ended"; name: "nats-server"; why: string; restartInMs: number; logFile: string }
   | { kind: "child-ended"; name: "engine"; base: string; why: string; restartInMs: number; logFile: string };
 
@@ -170,6 +171,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       monitorPort,
       onEnded: (end) => onNews({ kind: "child-ended", name: "nats-server", logFile: logFile("nats"), ...end }),
       onDiskFull: () => onNews({ kind: "disk-full", stateDir }),
+      onSlow: () => onNews({ kind: "nats-slow", logFile: logFile("nats") }),
     }),
   );
   const { url: natsUrl } = nats;

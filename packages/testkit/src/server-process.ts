@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const root = join(import.meta.dirname, "../../..");
-const startTimeoutMs = 30_000;
+const startTimeoutMs = 120_000;
 
 /**
  * Folder for servers' files, in memory if there is room: JetStream waits for the disk when it makes a stream, which took more than half

@@ -55,6 +55,10 @@ export function newsLine(news: Exclude<LineNews, { kind: "up" }>): string {
       return yellow(
         `the disk is full: nothing can be stored in ${shortPath(news.stateDir)}. Free space; the server then goes on by itself.`,
       );
+    case "nats-slow":
+      return yellow(
+        `nats-server is still reading what it holds, as it must after a kill or a power cut; that may take minutes. Log: ${shortPath(news.logFile)}`,
+      );
     case "child-ended":
       return yellow(
         `${news.name === "engine" ? `the engine of ${news.base}` : news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${shortPath(news.logFile)}`,
