@@ -15,6 +15,7 @@ import { judgeRunSpec } from "@loraline/models";
 import type { Kube } from "@loraline/kube";
 import type { Objects } from "@loraline/objects";
 import { parseFetchUrl, PermanentError, problemOf, type Telemetry, traceIdOf } from "@loraline/runtime";
+import { z } from "zod";
 import type { Wanted } from "./decide-fine-tune.ts";
 import type { Ids } from "./ids.ts";
 import type { LineView } from "./line-view.ts";
@@ -92,6 +93,9 @@ async function provide(of: DatasetOfResource, id: string, part: "dataset" | "val
   await bus.publish(datasetReceived, at, { blob, filename: key, mapping: of.mapping, by });
 }
 
+/** Of a run what says which dataset it uses. All of a tenant are read for that at once, and a spec may have 190 kilobytes. */
+const runOfDataset = z.object({ spec: z.object({ dataset: z.string().nullish() }) });
+
 /** The trace that the run continues: the resource's; otherwise its dataset's, if no run continues that yet; otherwise a new one. */
 async function traceOf(
   object: FineTune,
@@ -107,6 +111,6 @@ async function traceOf(
   const ofDataset = heard.find((event) => event?.trace)?.trace ?? undefined;
   if (ofDataset === undefined) return { parent: incoming ?? null };
   if (incoming !== undefined) return { parent: incoming, links: traceIdOf(incoming) === traceIdOf(ofDataset) ? [] : [ofDataset] };
-  const runs = await (await bus.bucket(buckets.runs)).entries(everyKeyOf(tenant), { skipUnreadable: true });
+  const runs = await (await bus.bucket({ ...buckets.runs, value: runOfDataset })).entries(everyKeyOf(tenant), { skipUnreadable: true });
   return runs.some(({ value }) => value.spec.dataset === at.id) ? { parent: null, links: [ofDataset] } : { parent: ofDataset };
 }

@@ -41,7 +41,13 @@ import { createIncomingVersions } from "./placement/incoming-versions.ts";
 import { createPlacer } from "./placement/place-versions.ts";
 import { createReplicas, createReplicaSweep } from "./replicas.ts";
 import { createConvergence } from "./versions/convergence.ts";
-import { onAdapterDeleteRequested, onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/follow-keep-commands.ts";
+import {
+  onAdapterDeleteRequested,
+  onDeleteRequested,
+  onKeepRequested,
+  onVersionWanted,
+  trainingRun,
+} from "./versions/follow-keep-commands.ts";
 import { createKeeper } from "./versions/keep-versions.ts";
 import { onAdapterWritten } from "./versions/on-adapter-written.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
@@ -82,7 +88,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
   const eventDeps: AdapterEventDeps = { bus, log, telemetry };
   const stopping = new AbortController();
   const { signal } = stopping;
-  const [adapters, assignments, deletions, engines, replicaReports, holdings, runs] = await Promise.all([
+  const [adapters, assignments, deletions, engines, replicaReports, holdings, runs, trainingRuns] = await Promise.all([
     bus.bucket(buckets.adapters),
     bus.bucket(buckets.assignments),
     bus.bucket(buckets.deletions),
@@ -90,6 +96,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
     bus.bucket(buckets.replicas),
     bus.bucket(buckets.holdings),
     bus.bucket(buckets.runs),
+    bus.bucket({ ...buckets.runs, value: trainingRun }),
   ]);
   for (const record of deps.engines) await engines.put(record.engine, record);
   const quotas = await watchQuotas({ bus, settings: deps.quotas ?? {}, signal });
@@ -226,7 +233,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
         onDeleteRequested(received, eventDeps, adapters, deletions),
       ),
       [adapterDeleteRequested.type]: audited<typeof adapterDeleteRequested>("adapter.delete", (received) =>
-        onAdapterDeleteRequested(received, eventDeps, adapters, runs, deletions),
+        onAdapterDeleteRequested(received, eventDeps, adapters, trainingRuns, deletions),
       ),
     },
     // Who gives a command over NATS waits for an event, and would wait for ever.

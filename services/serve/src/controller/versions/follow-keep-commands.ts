@@ -10,9 +10,10 @@ import {
   type DeletionState,
   type EventAddress,
   everyKeyOf,
-  type RunState,
+  runState,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { z } from "zod";
 import { type AdapterEventDeps, keyOf, nameOf, publishLine, publishLinesAfter } from "../aliases/adapter-events.ts";
 import { lastLine } from "../aliases/history-lines.ts";
 import { applyKeep, decideDelete, type DeleteDecision, wantVersion } from "./decide-keep.ts";
@@ -62,12 +63,20 @@ export async function onKeepRequested(
   deps.log.info({ adapter: nameOf(at), keep, by }, "keep set");
 }
 
+/**
+ * Of a run what says whether it trains an adapter. All of a tenant are read for that at once, and a spec may have 190 kilobytes. What is left out
+ * cannot hide a run either, such as a spec that only an older version took.
+ */
+export const trainingRun = runState
+  .pick({ runId: true, phase: true, finishedAt: true })
+  .extend({ spec: z.object({ adapter: z.string() }) });
+
 /** Asks the collector to remove the adapter, as the gateway does for a request by HTTP. Nothing happens if there is none any more. */
 export async function onAdapterDeleteRequested(
   { at, data: { by } }: Received<typeof adapterDeleteRequested>,
   { log }: Pick<AdapterEventDeps, "log">,
   adapters: KvBucket<AdapterState>,
-  runs: KvBucket<RunState>,
+  runs: KvBucket<z.output<typeof trainingRun>>,
   deletions: KvBucket<DeletionState>,
 ): Promise<void> {
   if ((await adapters.get(keyOf(at))) === undefined) return;
