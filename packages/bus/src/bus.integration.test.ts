@@ -88,6 +88,17 @@ describe("publish", () => {
       break;
     }
     expect(await Array.fromAsync(bus.replay([events.datasetReceived, events.datasetIngested], at))).toHaveLength(200);
+    arrived = nc.stats().inBytes;
+    const afterEach: number[] = [];
+    const kept = await bus.newest([events.datasetReceived], at, { limit: 500 }, ({ seq }) => {
+      afterEach.push(nc.stats().inBytes - arrived);
+      return seq;
+    });
+    expect(kept).toEqual(kept.toSorted((a, b) => b - a));
+    expect(new Set(kept).size).toBe(200);
+    // What is kept is taken from a part of them before the next part comes.
+    expect(afterEach[0]).toBeLessThan(6_000_000);
+    expect(afterEach.at(-1)).toBeLessThan(15_000_000);
   });
 
   test("the newest are read from the end, whatever lies between", async ({ nc, tenant }) => {

@@ -23,7 +23,7 @@ import { createDeadLetters, type DeadLetters } from "./consume/dead-letters.ts";
 import { findNewest } from "./find-newest.ts";
 import { headersOf, open, type RawMessage, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
-import { readRounds } from "./read-rounds.ts";
+import { createTurns, readRounds, roundsOf } from "./read-rounds.ts";
 import { storeFullOr } from "./sizes.ts";
 import { createEventBytes, type EventBytes } from "./storage/event-bytes.ts";
 import { readStored, type StoredBytes } from "./storage/stored-bytes.ts";
@@ -68,16 +68,18 @@ export interface Bus {
   /** All of `replay` at once: only of events that tenants cannot make many or large. */
   history<E extends EventDef>(events: readonly E[], at: EventAddress): Promise<Received<E>[]>;
   /**
-   * Newest stored events of these kinds about one entity, newest first; all of one stream. Reads little more than it returns. What
-   * breaks the contract is left out.
+   * Newest stored events of these kinds about one entity, newest first; all of one stream. Reads little more than it returns, a few megabytes
+   * at a time. What breaks the contract is left out.
    * @param range.before - only those with a smaller sequence.
    * @param range.until - only those that were stored by then.
+   * @param keep - what of each is returned: a tenant may make them large, and many are then too much for the memory. Default: all of it.
    */
-  newest<E extends EventDef>(
+  newest<E extends EventDef, T = Received<E>>(
     events: readonly E[],
     at: EventAddress,
     range: { before?: number; until?: Date; limit: number },
-  ): Promise<Received<E>[]>;
+    keep?: (event: Received<E>) => T,
+  ): Promise<T[]>;
   deadLetters: DeadLetters;
   /** What a tenant has in the object store. */
   stored(tenant: string): Promise<StoredBytes>;
@@ -165,10 +167,11 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
       }
     },
     history: (events, at) => Array.fromAsync(bus.replay(events, at)),
-    async newest<E extends EventDef>(
+    async newest<E extends EventDef, T = Received<E>>(
       events: readonly E[],
       at: EventAddress,
       { before, until, limit }: { before?: number; until?: Date; limit: number },
+      keep = (event: Received<E>): T => event as T,
     ) {
       const [first] = events;
       if (first === undefined) return [];
@@ -184,8 +187,8 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
         until && seqOf({ start_time: new Date(until.getTime() + 1).toISOString() }),
       ]);
       // By consumers, because the client's direct reads never end when a message's headers cannot be decoded (nats.js 3.4).
-      const readFrom = async (seq: number, count: number): Promise<JsMsg[]> => {
-        const from = { filter_subjects: filter, deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: seq };
+      const readFrom = async (seq: number, count: number, headers_only = false): Promise<JsMsg[]> => {
+        const from = { filter_subjects: filter, deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: seq, headers_only };
         const consumer = await js.consumers.get(stream, from);
         try {
           const wanted = Math.min(count, (await consumer.info()).num_pending);
@@ -201,17 +204,27 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
           await removeConsumer(consumer);
         }
       };
-      const kept = (message: JsMsg): Received<E>[] => {
+      const kept = (message: JsMsg): T[] => {
         const type = parseSubject(message.subject)?.type;
         if (type !== undefined && !events.some((event) => event.type === type)) return [];
         const received = opened(rawOf(message), events);
-        return received === undefined ? [] : [received];
+        return received === undefined ? [] : [keep(received)];
       };
-      const found: Received<E>[] = [];
+      const found: T[] = [];
+      const turn = createTurns();
       for (let end = Math.min(last ?? 0, (before ?? Infinity) - 1, (later ?? Infinity) - 1); end >= 1 && found.length < limit;) {
-        const some = await findNewest(readFrom, end, limit - found.length);
-        found.push(...some.flatMap(kept));
-        end = (some.at(-1)?.seq ?? 1) - 1;
+        // Without their data first, which say how much there is of it.
+        const heads = await findNewest(async (seq, count) => readFrom(seq, count, true), end, limit - found.length);
+        for (const round of roundsOf(heads)) {
+          const some = await readFrom(round.at(-1)?.seq ?? 1, round.length);
+          for (const message of some.toReversed()) {
+            // What was there may be removed meanwhile, and later ones come in its place, which were read before.
+            if (message.seq > (round[0]?.seq ?? 0)) continue;
+            found.push(...kept(message));
+            await turn(message.data.byteLength);
+          }
+        }
+        end = (heads.at(-1)?.seq ?? 1) - 1;
       }
       return found;
     },

@@ -52,6 +52,20 @@ function createRounds(sizes: readonly Size[], others: number): (seq: number) => 
   };
 }
 
+/** @returns messages of which only the headers were read, in their order, as rounds. */
+export function* roundsOf(heads: readonly JsMsg[]): Generator<JsMsg[]> {
+  let round: JsMsg[] = [];
+  let bytes = 0;
+  for (const head of heads) {
+    round.push(head);
+    bytes += sizeOf(head);
+    if (bytes < roundBytes && round.length < mostAtOnce) continue;
+    yield round;
+    [round, bytes] = [[], 0];
+  }
+  if (round.length > 0) yield round;
+}
+
 /**
  * The messages that match, oldest first, until there are no more.
  * @throws UnavailableError BUS_UNAVAILABLE rather than end before.

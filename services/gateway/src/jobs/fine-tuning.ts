@@ -5,6 +5,7 @@ import {
   runCancelRequested,
   runPauseRequested,
   runResumeRequested,
+  type RunEvent,
   runEvents,
   runProgress,
   runRequested,
@@ -20,7 +21,7 @@ import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
 import { badRequest, badRequestOf, noSuchRun } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
-import { cursorOf, jobEventsOf } from "./job-events.ts";
+import { cursorOf, jobEventOf, newestFirst, type PlacedEvent } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf, mayPause } from "./job-object.ts";
 import { datasetIdOf, ownAdapterName, runIdOf } from "../openai-ids.ts";
 import { idOfCursor, pageOf, pageOfItems, pageQueryOf } from "../paging.ts";
@@ -209,12 +210,13 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       if (page.after !== undefined && last?.seq !== cursor?.seq) return pageOf([], page, identified());
       const until = last === undefined ? {} : { until: new Date(Date.parse(last.time) + publishingTakesMs) };
       const range = (stream: keyof typeof kinds) => (cursor?.stream === stream ? { before: cursor.seq + 1 } : until);
+      const keep = (event: RunEvent): PlacedEvent => jobEventOf(event, spec.base);
       for (let limit = page.limit + 2; ; limit *= 4) {
         const [own, progress] = await Promise.all([
-          bus.newest(kinds.runs, at, { ...range("runs"), limit }),
-          bus.newest(kinds.progress, at, { ...range("progress"), limit }),
+          bus.newest<RunEventDef, PlacedEvent>(kinds.runs, at, { ...range("runs"), limit }, keep),
+          bus.newest<RunEventDef, PlacedEvent>(kinds.progress, at, { ...range("progress"), limit }, keep),
         ]);
-        const events = jobEventsOf([...own, ...progress], spec.base);
+        const events = newestFirst([...own, ...progress]);
         const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
         // If more of a stream was read than the page has room for, older events of it cannot be on this page.
         const enough = (stream: string, read: readonly unknown[]): boolean =>

@@ -1,6 +1,8 @@
 import type { RunEvent } from "@loraline/contracts";
 import { expect, it } from "vitest";
-import { jobEventsOf } from "./job-events.ts";
+import { jobEventOf, newestFirst } from "./job-events.ts";
+
+const jobEventsOf = (events: readonly RunEvent[], base: string) => newestFirst(events.map((event) => jobEventOf(event, base)));
 
 it("of what happened in one millisecond, an attempt started before it said anything, and said it before it ended", () => {
   const time = "2026-11-24T12:00:00.000Z";

@@ -126,37 +126,50 @@ function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>):
   };
 }
 
-/** Sorts events of two streams. Each stream keeps its own order; between the two the time decides, and within one millisecond the start of an attempt comes before its progress. */
-function newestFirst(events: readonly RunEvent[]): RunEvent[] {
-  const bySeq = (a: RunEvent, b: RunEvent): number => b.seq - a.seq;
-  const progress = events.filter(isProgress).toSorted(bySeq);
-  const merged: RunEvent[] = [];
-  let taken = 0;
-  for (const event of events.filter((one) => !isProgress(one)).toSorted(bySeq)) {
-    const isLater = (next: RunEvent): boolean => next.time > event.time || (next.time === event.time && event.type === "run.started.v1");
-    for (let next = progress[taken]; next !== undefined && isLater(next); next = progress[++taken]) merged.push(next);
-    merged.push(event);
-  }
-  return [...merged, ...progress.slice(taken)];
+/** Where an event stands among those of its run. */
+type Place = Pick<RunEvent, "seq" | "time" | "type">;
+
+/** A job event with the place of its run's event, which itself may hold a whole spec. */
+export interface PlacedEvent {
+  place: Place;
+  event: JobEventObject;
 }
 
-const isProgress = (event: RunEvent): boolean => event.type === "run.progress.v1";
-
-/** Newest first. Ids derive from stream and sequence, so an event keeps its id for ever. */
-export function jobEventsOf(events: readonly RunEvent[], base: string): JobEventObject[] {
-  return newestFirst(events).map((event) => {
-    const { message, level = "info", metrics = false, data = {} } = tell(event, base);
-    return {
-      id: `ftevent-${isProgress(event) ? "progress" : "runs"}-${event.seq}`,
+/** Its id derives from stream and sequence, so an event keeps its id for ever. */
+export function jobEventOf(event: RunEvent, base: string): PlacedEvent {
+  const { seq, time, type } = event;
+  const place = { seq, time, type };
+  const { message, level = "info", metrics = false, data = {} } = tell(event, base);
+  return {
+    place,
+    event: {
+      id: `ftevent-${isProgress(place) ? "progress" : "runs"}-${seq}`,
       object: "fine_tuning.job.event",
-      created_at: Math.floor(Date.parse(event.time) / 1000),
+      created_at: Math.floor(Date.parse(time) / 1000),
       level,
       message,
       type: metrics ? "metrics" : "message",
       data,
-    };
-  });
+    },
+  };
 }
+
+/** Sorts events of two streams. Each stream keeps its own order; between the two the time decides, and within one millisecond the start of an attempt comes before its progress. */
+export function newestFirst(events: readonly PlacedEvent[]): JobEventObject[] {
+  const bySeq = (a: PlacedEvent, b: PlacedEvent): number => b.place.seq - a.place.seq;
+  const progress = events.filter(({ place }) => isProgress(place)).toSorted(bySeq);
+  const merged: PlacedEvent[] = [];
+  let taken = 0;
+  for (const one of events.filter(({ place }) => !isProgress(place)).toSorted(bySeq)) {
+    const { time, type } = one.place;
+    const isLater = ({ place: next }: PlacedEvent): boolean => next.time > time || (next.time === time && type === "run.started.v1");
+    for (let next = progress[taken]; next !== undefined && isLater(next); next = progress[++taken]) merged.push(next);
+    merged.push(one);
+  }
+  return [...merged, ...progress.slice(taken)].map(({ event }) => event);
+}
+
+const isProgress = ({ type }: Place): boolean => type === "run.progress.v1";
 
 /** The stream and sequence in an event's id; undefined if it is not an id of ours. */
 export function cursorOf(id: string): { stream: "progress" | "runs"; seq: number } | undefined {

@@ -12,9 +12,11 @@ import {
 } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
 import { base, digestOf, refOf } from "../gateway-under-test.ts";
-import { jobEventsOf } from "./job-events.ts";
+import { jobEventOf, newestFirst } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
 import { jobParamOf } from "./run-spec-from-job.ts";
+
+const jobEventsOf = (events: readonly RunEvent[], base: string) => newestFirst(events.map((event) => jobEventOf(event, base)));
 
 const runId = "01JD000000000000000000000A";
 const start = Date.parse("2026-11-24T12:00:00Z");

@@ -19,9 +19,9 @@ export async function metricsOf(
   const known = run.trained === null ? undefined : await kept(getJson(objects, run.tenant, run.trained.evidence, evidence));
   const losses = known && { training: known.lossHistory, validation: evaluated(known, run) };
   if (losses !== undefined && !details) return { run_id: run.runId, data: pointsOf(losses, run) };
-  const told = await bus.newest([runProgress], { tenant: run.tenant, id: run.runId }, { limit: mostSteps });
+  const told = await bus.newest([runProgress], { tenant: run.tenant, id: run.runId }, { limit: mostSteps }, ({ data }) => data);
   // Oldest first: a step that a later attempt took again counts as that attempt took it.
-  const steps = told.toReversed().map(({ data }) => data);
+  const steps = told.toReversed();
   const pairs = (loss: (data: (typeof steps)[number]) => number | null | undefined): Pair[] =>
     steps.flatMap((data) => (typeof loss(data) === "number" ? [[data.step, loss(data) as number] as const] : []));
   const curves = losses ?? { training: pairs(({ loss }) => loss), validation: pairs(({ evalLoss }) => evalLoss) };
