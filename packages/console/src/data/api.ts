@@ -89,11 +89,12 @@ export async function enterSession(session: SessionView | null): Promise<void> {
   keptPairs.write([]);
 }
 
-const runsOfPage = 100;
+/** Of lists that may be long. */
+const itemsOfPage = 100;
 export const runsQuery = infiniteQueryOptions({
   queryKey: ["runs"],
   queryFn: ({ signal, pageParam }) =>
-    api.listRuns({ signal, query: { limit: runsOfPage, ...(pageParam === "" ? {} : { after: pageParam }) } }),
+    api.listRuns({ signal, query: { limit: itemsOfPage, ...(pageParam === "" ? {} : { after: pageParam }) } }),
   initialPageParam: "",
   getNextPageParam: ({ data, has_more: more }) => (more ? data.at(-1)?.runId : undefined),
 });
@@ -122,7 +123,13 @@ export const runEventsQuery = (runId: string) =>
     queryFn: ({ signal }) => api.listFineTuningEvents({ fine_tuning_job_id: jobIdOf(runId), query: { limit: 200 }, signal }),
   });
 
-export const datasetsQuery = queryOptions({ queryKey: ["datasets"], queryFn: ({ signal }) => api.listDatasets({ signal }) });
+export const datasetsQuery = infiniteQueryOptions({
+  queryKey: ["datasets"],
+  queryFn: ({ signal, pageParam }) =>
+    api.listDatasets({ signal, query: { limit: itemsOfPage, ...(pageParam === "" ? {} : { after: pageParam }) } }),
+  initialPageParam: "",
+  getNextPageParam: ({ data, has_more: more }) => (more ? data.at(-1)?.datasetId : undefined),
+});
 export const datasetQuery = (id: string) =>
   queryOptions({ queryKey: ["dataset", id], queryFn: ({ signal }) => api.getDataset({ dataset_id: id, signal }) });
 export const reportQuery = (id: string) =>

@@ -143,10 +143,13 @@ function takeDataset(client: QueryClient, dataset: DatasetState): void {
   client.setQueryData(datasetQuery(dataset.datasetId).queryKey, dataset);
   client.setQueryData(datasetsQuery.queryKey, (known) => {
     if (known === undefined) return known;
-    const others = known.data.filter(({ datasetId }) => datasetId !== dataset.datasetId);
-    if (dataset.status === "deleted") return { ...known, data: others };
-    const isThere = others.length < known.data.length;
-    const data = isThere ? known.data.map((one) => (one.datasetId === dataset.datasetId ? dataset : one)) : [dataset, ...known.data];
-    return { ...known, data };
+    const isIt = ({ datasetId }: DatasetState): boolean => datasetId === dataset.datasetId;
+    const isThere = known.pages.some(({ data }) => data.some(isIt));
+    const changed = (data: DatasetState[], at: number): DatasetState[] => {
+      if (dataset.status === "deleted") return data.filter((one) => !isIt(one));
+      if (isThere) return data.map((one) => (isIt(one) ? dataset : one));
+      return at === 0 ? [dataset, ...data] : data;
+    };
+    return { ...known, pages: known.pages.map((page, at) => ({ ...page, data: changed(page.data, at) })) };
   });
 }

@@ -1,12 +1,12 @@
-/** All datasets. */
+/** All datasets, newest first. */
 import type { DatasetState } from "@loraline/contracts";
-import { useQuery } from "@tanstack/react-query";
+import { useInfiniteQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { type ReactNode, useState } from "react";
 import { datasetsQuery } from "../data/api.ts";
 import { bytes, count, time } from "../data/format.ts";
 import { useTexts } from "../texts/texts.tsx";
-import { Badge, Card, Page } from "../ui/controls.tsx";
+import { Badge, Card, Older, Page } from "../ui/controls.tsx";
 import { Empty, Loaded } from "../ui/states.tsx";
 
 const tones = { importing: "active", received: "active", ingested: "good", rejected: "bad", deleted: "plain" } as const;
@@ -18,7 +18,7 @@ export function DatasetBadge({ dataset: { status } }: { dataset: DatasetState })
 
 export function Datasets(): ReactNode {
   const t = useTexts();
-  const query = useQuery(datasetsQuery);
+  const query = useInfiniteQuery(datasetsQuery);
   const [search, setSearch] = useState("");
   return (
     <Page
@@ -31,7 +31,8 @@ export function Datasets(): ReactNode {
     >
       <Card>
         <Loaded query={query} lines={5}>
-          {({ data }) => {
+          {({ pages }) => {
+            const data = pages.flatMap((page) => page.data);
             if (data.length === 0) return <Empty text={t.datasets.empty} />;
             const shown = data.filter(({ filename }) => filename.toLowerCase().includes(search.toLowerCase()));
             return (
@@ -59,7 +60,7 @@ export function Datasets(): ReactNode {
                       </tr>
                     </thead>
                     <tbody>
-                      {shown.slice(0, 500).map((dataset) => (
+                      {shown.map((dataset) => (
                         <tr key={dataset.datasetId}>
                           <td className="wrap">
                             <Link to="/datasets/$datasetId" params={{ datasetId: dataset.datasetId }}>
@@ -78,6 +79,7 @@ export function Datasets(): ReactNode {
                     </tbody>
                   </table>
                 </div>
+                <Older of={query} />
               </>
             );
           }}

@@ -7,7 +7,7 @@ import { memo, type ReactNode, useCallback, useRef, useState } from "react";
 import { runsQuery } from "../data/api.ts";
 import { time } from "../data/format.ts";
 import { useTexts } from "../texts/texts.tsx";
-import { Card, Page, RunBadge } from "../ui/controls.tsx";
+import { Card, Older, Page, RunBadge } from "../ui/controls.tsx";
 import { RunProgress } from "../ui/run-progress.tsx";
 import { Empty, ErrorNote, Loading } from "../ui/states.tsx";
 
@@ -63,13 +63,7 @@ export function Runs(): ReactNode {
               onChange={(event) => setSearch(event.target.value)}
             />
             {shown.length === 0 ? <p className="soft">{t.common.noMatch}</p> : <Rows runs={shown} chosen={chosen} toggle={toggle} />}
-            {runs.hasNextPage && (
-              <div>
-                <button type="button" className="button small" disabled={runs.isFetchingNextPage} onClick={() => void runs.fetchNextPage()}>
-                  {t.common.older}
-                </button>
-              </div>
-            )}
+            <Older of={runs} />
           </>
         )}
       </Card>

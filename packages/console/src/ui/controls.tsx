@@ -6,6 +6,23 @@ import { useTexts } from "../texts/texts.tsx";
 
 type Tone = "good" | "active" | "warn" | "bad" | "plain";
 
+/** Reads the next page of a list, where there is one. */
+export function Older({
+  of: { hasNextPage, isFetchingNextPage, fetchNextPage },
+}: {
+  of: { hasNextPage: boolean; isFetchingNextPage: boolean; fetchNextPage(this: void): unknown };
+}): ReactNode {
+  const t = useTexts();
+  if (!hasNextPage) return null;
+  return (
+    <div>
+      <button type="button" className="button small" disabled={isFetchingNextPage} onClick={() => void fetchNextPage()}>
+        {t.common.older}
+      </button>
+    </div>
+  );
+}
+
 export function Badge({ tone, children }: { tone: Tone; children: ReactNode }): ReactNode {
   return <span className={`badge ${tone}`}>{children}</span>;
 }

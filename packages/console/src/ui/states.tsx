@@ -1,6 +1,6 @@
 /** What a page shows while it waits, and when something went wrong: always what, why and what to do. */
 import { ApiError } from "@loraline/client";
-import { type UseQueryResult, useQuery } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { type ReactNode, useEffect, useState } from "react";
 import { sessionQuery } from "../data/api.ts";
@@ -142,7 +142,7 @@ export function Loaded<T>({
   lines,
   children,
 }: {
-  query: UseQueryResult<T>;
+  query: { data: T | undefined; error: Error | null; refetch(): unknown };
   lines?: number;
   children: (data: T) => ReactNode;
 }): ReactNode {

@@ -490,3 +490,32 @@ test("a thousand runs scroll, with only those in the page that can be seen", { t
   await expect.poll(() => page.locator("[aria-posinset='1000']").count()).toBe(1);
   expect(await page.locator(".items > li").count()).toBeLessThan(100);
 });
+
+test("datasets are read a page at a time, and older ones when they are asked for", { timeout: 120_000 }, async ({ line, signIn }) => {
+  const page = await signIn();
+  const one = (await (await line.fetch(`/v1/loraline/datasets/${line.datasetId}`)).json()) as Record<string, unknown>;
+  const all = Array.from({ length: 250 }, (_, n) => ({
+    ...one,
+    datasetId: `01JD0000000000000000${String(n).padStart(6, "0")}`,
+    filename: `file-${n}.jsonl`,
+  }));
+  const asked: string[] = [];
+  await page.route("**/v1/loraline/datasets?*", (route) => {
+    const { searchParams } = new URL(route.request().url());
+    const [limit, after] = [Number(searchParams.get("limit")), searchParams.get("after")];
+    asked.push(`${limit} after ${after}`);
+    const from = all.findIndex(({ datasetId }) => datasetId === after) + 1;
+    return route.fulfill({ json: { data: all.slice(from, from + limit), has_more: from + limit < all.length } });
+  });
+  await page.goto(`${line.url}/console/datasets`);
+  await page.getByRole("link", { name: "file-99.jsonl" }).waitFor();
+  expect(await page.locator("tbody tr").count()).toBe(100);
+  const older = page.getByRole("button", { name: "Show older ones" });
+  await older.click();
+  await page.getByRole("link", { name: "file-199.jsonl" }).waitFor();
+  await older.click();
+  await page.getByRole("link", { name: "file-249.jsonl" }).waitFor();
+  await expect.poll(() => older.count()).toBe(0);
+  // The first one may be read anew when the stream of changes is ready.
+  expect([...new Set(asked)]).toEqual(["100 after null", `100 after ${all[99]?.datasetId}`, `100 after ${all[199]?.datasetId}`]);
+});

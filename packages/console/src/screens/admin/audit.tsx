@@ -3,7 +3,7 @@ import type { ReactNode } from "react";
 import { auditQuery } from "../../data/api.ts";
 import { time } from "../../data/format.ts";
 import { useTexts } from "../../texts/texts.tsx";
-import { Card } from "../../ui/controls.tsx";
+import { Card, Older } from "../../ui/controls.tsx";
 import { Empty, ErrorNote, Loading } from "../../ui/states.tsx";
 
 export function Audit(): ReactNode {
@@ -49,13 +49,7 @@ export function Audit(): ReactNode {
           </table>
         </div>
       )}
-      {query.hasNextPage && (
-        <div>
-          <button type="button" className="button small" disabled={query.isFetchingNextPage} onClick={() => void query.fetchNextPage()}>
-            {t.common.older}
-          </button>
-        </div>
-      )}
+      <Older of={query} />
     </Card>
   );
 }

@@ -1,10 +1,10 @@
 /** From a file to a run: choose the data, look at what was found, choose the settings, start. */
-import { useQuery } from "@tanstack/react-query";
+import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { useNavigate, useSearch } from "@tanstack/react-router";
 import { type DragEvent, type ReactNode, useRef, useState } from "react";
 import { datasetQuery, datasetsQuery, reportQuery, runQuery } from "../../data/api.ts";
 import { useTexts } from "../../texts/texts.tsx";
-import { Card, Field, Page } from "../../ui/controls.tsx";
+import { Card, Field, Older, Page } from "../../ui/controls.tsx";
 import { ErrorNote, Loaded, Loading, Problem } from "../../ui/states.tsx";
 import { Report } from "./report.tsx";
 import { RunSettings } from "./run-settings.tsx";
@@ -35,7 +35,7 @@ export function ChooseData(): ReactNode {
   const [isOver, setOver] = useState(false);
   const [sending, setSending] = useState<{ name: string; share: number }>();
   const [error, setError] = useState<unknown>();
-  const datasets = useQuery(datasetsQuery);
+  const datasets = useInfiniteQuery(datasetsQuery);
   const choose = (dataset: string): void => void navigate({ to: "/new", search: { dataset } });
   const send = (file: File | undefined): void => {
     if (file === undefined) return;
@@ -50,7 +50,7 @@ export function ChooseData(): ReactNode {
     setOver(false);
     send(event.dataTransfer.files[0]);
   };
-  const ready = datasets.data?.data.filter(({ status }) => status === "ingested") ?? [];
+  const ready = datasets.data?.pages.flatMap(({ data }) => data.filter(({ status }) => status === "ingested")) ?? [];
   return (
     <>
       {error !== undefined && <ErrorNote error={error} title={t.common.failedTitle} />}
@@ -91,7 +91,7 @@ export function ChooseData(): ReactNode {
           </>
         )}
       </div>
-      {ready.length > 0 && (
+      {(ready.length > 0 || datasets.hasNextPage) && (
         <Card>
           <Field label={t.newRun.orExisting}>
             {(ids) => (
@@ -105,6 +105,7 @@ export function ChooseData(): ReactNode {
               </select>
             )}
           </Field>
+          <Older of={datasets} />
         </Card>
       )}
     </>
