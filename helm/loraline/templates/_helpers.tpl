@@ -478,6 +478,8 @@ livenessProbe:
   httpGet:
     path: /livez
     port: health
+  # On a busy node a start takes minutes. An agent has no startup probe that would allow for it, since its engine would wait for that.
+  initialDelaySeconds: 180
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
