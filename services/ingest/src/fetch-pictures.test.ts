@@ -84,17 +84,19 @@ it("a host that is busy is asked again", async () => {
   expect(Buffer.from(await (await fetchAll(all))([...all][0] as string)).toString()).toBe("bytes");
 });
 
-it("ends for all when there is no room for more, and at once when the store is away", async () => {
+it("ends for all when there is no room for more, and at once when the store is away or the disk full", async () => {
   const full = line(async () => "x".repeat(100), { quota: 350 });
   const all = urls(50);
   const read = await full.fetchAll(all);
   expect(full.asked.length).toBeLessThan(10);
   await expect(read([...all].at(-1) as string)).rejects.toMatchObject({ code: "QUOTA_STORAGE" });
-  const away = line(async () => "", {
-    put: async () => {
-      throw new UnavailableError("STORE_UNAVAILABLE", "the store is away");
-    },
-  });
-  await expect(away.fetchAll(all)).rejects.toMatchObject({ code: "STORE_UNAVAILABLE" });
-  expect(away.asked.length).toBeLessThan(10);
+  for (const error of [new UnavailableError("STORE_UNAVAILABLE", "the store is away"), new PermanentError("DISK_FULL", "no space")]) {
+    const away = line(async () => "", {
+      put: async () => {
+        throw error;
+      },
+    });
+    await expect(away.fetchAll(all)).rejects.toBe(error);
+    expect(away.asked.length).toBeLessThan(10);
+  }
 });

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus, sumOf, type TenantQuotas } from "@loraline/bus";
 import { type Digest, pictureLimits } from "@loraline/contracts";
 import { getBytes, type Objects } from "@loraline/objects";
-import { countBytes, type GuardedFetch, PermanentError, RetryLaterError, UnavailableError } from "@loraline/runtime";
+import { countBytes, type GuardedFetch, PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { ImportSettings } from "./on-import-requested.ts";
 
 interface FetchPicturesDeps {
@@ -78,7 +78,10 @@ export async function fetchPictures(
         failures.delete(host);
         return stored > most ? noRoom : { digest, size };
       } catch (error) {
-        const isOfServer = error instanceof PermanentError || (error instanceof RetryLaterError && !(error instanceof UnavailableError));
+        // Others are of the store, or of a disk that is full.
+        const isOfServer =
+          (error instanceof PermanentError || error instanceof RetryLaterError) &&
+          /^(?:URL_|FETCH_|ADDRESS_REFUSED$|TOO_MANY_REDIRECTS$)/.test(error.code);
         if (stopping.aborted || !isOfServer) throw error;
         if (error instanceof RetryLaterError && tried < tries) {
           await sleep(pauseMs * tried, undefined, { signal: stopping });
@@ -104,7 +107,8 @@ export async function fetchPictures(
   return async (url) => {
     const picture = found.get(url) ?? {
       code: "PICTURES_TOO_MANY",
-      message: `the URLs of the dataset's pictures before it are too many, or too long. Split the file, or upload the pictures in an archive.`,
+      message:
+        "the URLs of the dataset's pictures before it are too many, or too long. Split the file, or upload the pictures in an archive.",
     };
     if ("code" in picture) throw new PermanentError(picture.code, picture.message);
     return getBytes(objects, tenant, { kind: "picture", ...picture });
