@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sharding
 import torch
@@ -22,6 +22,7 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from spec import TrainerError
 from torch import distributed
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -67,6 +68,27 @@ class Meter:
         return self if RANK == 0 else replace(self, tokens_seen=0, examples_seen=0, open_loss=0.0, open_rewards=[0.0] * len(self.open_rewards))
 
 
+class Rounds:
+    """
+    Batches of `rows` rows of an epoch, of which each of `ranks` processes takes one in each round. Where the rows end within a round, the batches
+    after them are empty. (accelerate would fill them with the epoch's first rows, so the last step would learn these twice as much, and
+    something else with another number of processes.)
+    """
+
+    def __init__(self, sampler: Sampler, rows: int, ranks: int):
+        self.sampler, self.rows, self.ranks = sampler, rows, ranks  # accelerate puts another sampler here
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / (self.rows * self.ranks)) * self.ranks
+
+    def __iter__(self):
+        batches = list(BatchSampler(self.sampler, self.rows, drop_last=False))
+        yield from batches + [[]] * (len(self) - len(batches))
+
+
+IDLE = "idle"  # marks a batch that a process computes only because the others have one
+
+
 class LoraTrainer(Trainer):
     """
     objective: what is learned from the rows.
@@ -84,9 +106,9 @@ class LoraTrainer(Trainer):
         # transformers makes no checkpoints of a base that is shared out, because an optimizer of its weights would be in parts. Here the
         # adapter alone has an optimizer, and every process has all of it. The question is asked once, here.
         strategy, args.save_strategy = args.save_strategy, SaveStrategy.NO
-        super().__init__(args=args, data_collator=objective.flatten, **options)
-        args.save_strategy = strategy
         self.objective = objective
+        super().__init__(args=args, data_collator=self.batch_of, **options)
+        args.save_strategy = strategy
         self.loss_is_scaled_for_ga = True  # micro-batches need no further division; see compute_loss
         self.loraplus_lr_ratio, self.noise_alpha = loraplus_lr_ratio, neftune_noise_alpha
         self.unread: list[tuple[int, torch.Tensor]] = []  # (step, loss) of micro-batches
@@ -121,13 +143,27 @@ class LoraTrainer(Trainer):
         noise = torch.empty_like(output).uniform_(-1, 1)
         return output + noise * largest.repeat_interleave(lengths)[None, :, None].to(output.dtype)
 
+    def get_train_dataloader(self) -> DataLoader:
+        batches: Any = Rounds(self._get_train_sampler(), self._train_batch_size, self.args.world_size)
+        loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory)
+        return self.accelerator.prepare(loader)
+
+    def batch_of(self, rows: list[dict]) -> dict:
+        """The collator. A process without rows takes the shortest one, whose loss does not count: every pass is the work of all processes."""
+        if rows:
+            return self.objective.flatten(rows)
+        return self.objective.flatten([self.train_dataset[int(self.train_dataset.tokens().argmin())]]) | {IDLE: True}
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of an optimizer step, and what their losses are divided by, so that these add up to the step's."""
         batches = list(islice(epoch_iterator, num_batches))
-        return batches, self.objective.begin_step(self.model, batches)
+        return batches, self.objective.begin_step(self.model, [batch for batch in batches if IDLE not in batch])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        idle = inputs.pop(IDLE, False)
         loss, rewards = self.objective.loss(model, inputs, num_items_in_batch)
+        if idle:
+            loss, rewards = loss * 0, rewards and [0.0] * len(rewards)  # all processes add up their rewards
         if rewards is not None:
             before = self.meter.open_rewards or [0.0] * len(rewards)
             self.meter.open_rewards = [a + b for a, b in zip(before, rewards, strict=True)]
@@ -143,8 +179,9 @@ class LoraTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.sign_of_life()
         self.noise_bounds = inputs["cu_seq_lens_q"]
-        self.meter.tokens_seen += inputs["input_ids"].numel()
-        self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
+        if IDLE not in inputs:
+            self.meter.tokens_seen += inputs["input_ids"].numel()
+            self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)
         if sharding.is_sharded(self.model) and self.accelerator.sync_gradients:
             sharding.average_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])

@@ -336,6 +336,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
             remove_unused_columns=False,  # the collator makes its own
             logging_nan_inf_filter=False,  # or a loss of NaN would be logged as 0
+            accelerator_config={"even_batches": False},  # loop.Rounds are even
             save_on_each_node=False,
             report_to="none",
             disable_tqdm=True,

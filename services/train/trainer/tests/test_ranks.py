@@ -11,7 +11,7 @@ import time
 from unittest.mock import patch
 
 import pytest
-from conftest import ENVIRONMENT, TRAINER, VOCABULARY, make_rows
+from conftest import ENVIRONMENT, TRAINER, VOCABULARY, make_pairs, make_rows
 
 ONE = {
     "lora": {"lora_dropout": 0.0},
@@ -239,6 +239,30 @@ def test_four_processes_begin_two_go_on_and_one_ends(directory, whole):
     # Other numbers of rows in each product are rounded otherwise: 1e-6 to 5e-6 on a processor with AVX2, less than 1e-6 on one with AVX-512.
     ours, theirs = weights_of_checkpoint(run, 6), weights_of_checkpoint(whole, 6)
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("method", [None, "kto"])
+def test_rows_that_the_processes_cannot_share_evenly_are_learned_once_each(directory, method):
+    """As one process learns them, also where a process has none in the last step of an epoch, or the number of processes changes within one."""
+    rows = make_rows(13, seed=1) if method is None else make_pairs(13, seed=1, unpaired=True)
+
+    def of(name: str, size: int):
+        training = {"learning_rate": 0.01, "num_train_epochs": 2, "save_steps": 1, "bf16": False, "per_device_train_batch_size": size}
+        chosen = {} if method is None else {"method": {"type": method}}
+        held_out = None if method is None else make_pairs(4, seed=2, packed=1, unpaired=True)
+        return directory(name, rows=rows, held_out=held_out, lora={"lora_dropout": 0.0}, training=training, **chosen)
+
+    alone, four, changing = of("alone", 4), of("four", 1), of("changing", 4)
+    assert alone.run() == 0
+    assert forked(four, 4) == [0] * 4
+    assert forked(changing, 1, die_in_step(3)) == [-signal.SIGKILL]
+    assert forked(changing, 2, die_in_step(6)) == [-signal.SIGKILL] * 2
+    assert forked(changing, 4) == [0] * 4
+    for run in (four, changing):
+        assert [loss for _, loss in run.result["loss_history"]] == pytest.approx([loss for _, loss in alone.result["loss_history"]], rel=1e-4)
+        assert run.result["tokens_seen"] == alone.result["tokens_seen"]
+        rewards = [[line.get("rewards_margin") for line in each.lines("step")][-1] for each in (run, alone)]
+        assert rewards == [None, None] if method is None else rewards[0] == pytest.approx(rewards[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(
