@@ -121,6 +121,13 @@ class LoraTrainer(Trainer):
             )
         return super().create_optimizer(model)
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            message = f"training.lr_scheduler_kwargs: transformers makes no schedule {self.args.lr_scheduler_type.value} of this: {error}"
+            raise TrainerError("SPEC_INVALID", message, "training.lr_scheduler_kwargs") from error
+
     def train(self, *arguments, **options):
         """transformers' `train`, with NEFTune's noise. The noise is removed when it returns, so later evaluations are without it."""
         if not self.noise_alpha:

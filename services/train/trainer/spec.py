@@ -194,6 +194,9 @@ def expected(value: Any, schema: dict) -> str | None:
             return f"{words} {bound} {schema[name]}"
     if isinstance(value, str | list) and len(value) < schema.get("minLength", schema.get("minItems", 0)):
         return f"{words} that is not empty"
+    if "properties" in schema:
+        known = ((name, expected(part, schema["properties"][name])) for name, part in value.items() if name in schema["properties"])
+        return next((f"{words} whose {name} is {wanted}" for name, wanted in known if wanted is not None), None)
     inner = schema.get("items") or schema.get("additionalProperties") or {}
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((f"{words} of which each is {wanted}" for part in parts if (wanted := expected(part, inner)) is not None), None)

@@ -142,6 +142,15 @@ test.each([
   [{ optim: "paged_adamw_8bit" }, "optim", /bitsandbytes.*adamw_torch_fused/],
   [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { min_lr: 1e-5 } }, "lr_scheduler_kwargs", /num_cycles, not min_lr/],
   [{ lr_scheduler_type: "cosine_with_min_lr" }, "lr_scheduler_kwargs", /min_lr or min_lr_rate/],
+  [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { num_cycles: "2" } }, "lr_scheduler_kwargs.num_cycles", /number/],
+  [{ lr_scheduler_type: "inverse_sqrt", lr_scheduler_kwargs: { timescale: 0 } }, "lr_scheduler_kwargs.timescale", />0/],
+  [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { cycles: 2 } }, "lr_scheduler_kwargs.cycles", /spelling/],
+  [{ lr_scheduler_type: "polynomial", lr_scheduler_kwargs: { lr_end: 1 } }, "lr_scheduler_kwargs", /below learning_rate, 0.0002/],
+  [
+    { lr_scheduler_type: "warmup_stable_decay", lr_scheduler_kwargs: { num_decay_steps: 3, decay_type: "exp" } },
+    "lr_scheduler_kwargs.decay_type",
+    /1-sqrt/,
+  ],
   [{ label_smoothing_factor: 1 }, "label_smoothing_factor", /./],
   [{ max_steps: 0 }, "max_steps", /-1/],
 ])("training %j is an error of its field", (training, field, reason) => {

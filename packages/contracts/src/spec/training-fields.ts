@@ -234,6 +234,27 @@ export const ownTrainingFields: Readonly<Record<string, string>> = {
   early_stopping_threshold: "an argument of transformers.EarlyStoppingCallback",
 };
 
+/** Arguments of learning rate schedules, with the values by which transformers can compute one. */
+const scheduleArguments = z
+  .strictObject({
+    num_cycles: z.number().positive().max(10_000),
+    min_lr: z.number().min(0).max(10),
+    min_lr_rate: z.number().min(0).max(1),
+    warmup_lr_rate: z.number().min(0).max(1),
+    lr_end: z.number().min(0).max(10),
+    power: z.number().positive().max(100),
+    timescale: z.number().positive(),
+    num_decay_steps: z.int().min(0),
+    num_stable_steps: z.int().min(0),
+    warmup_type: z.enum(["linear", "cosine", "1-sqrt"]),
+    decay_type: z.enum(["linear", "cosine", "1-sqrt"]),
+    min_lr_ratio: z.number().min(0).max(1),
+  })
+  .partial();
+type ScheduleArgument = keyof z.output<typeof scheduleArguments>;
+/** Where the schedule `polynomial` ends if nobody says so. */
+const usualLearningRateEnd = 1e-7;
+
 /** Learning rate schedules, with the arguments that each takes in lr_scheduler_kwargs. */
 export const schedules = {
   linear: [],
@@ -246,7 +267,7 @@ export const schedules = {
   constant_with_warmup: [],
   inverse_sqrt: ["timescale"],
   warmup_stable_decay: ["num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"],
-} as const satisfies Record<string, readonly string[]>;
+} as const satisfies Record<string, readonly ScheduleArgument[]>;
 type Schedule = keyof typeof schedules;
 const scheduleNames = Object.keys(schedules) as [Schedule, ...Schedule[]];
 
@@ -284,8 +305,7 @@ export const trainingFields = z
       .enum(scheduleNames, { error: trainingFieldErrors.lr_scheduler_type })
       .default("linear")
       .describe("How the learning rate falls."),
-    lr_scheduler_kwargs: z
-      .record(z.string(), z.union([z.number(), z.string(), z.boolean()]))
+    lr_scheduler_kwargs: scheduleArguments
       .optional()
       .describe("Arguments of the schedule, such as `num_cycles` or `min_lr_rate`."),
     warmup_steps: z.number().nonnegative().default(0).describe("Steps, or below 1 a share of all steps (`warmup_ratio` is accepted too)."),
@@ -403,7 +423,7 @@ export const trainingSpec = z.preprocess(
     return withoutNeutral(steps === undefined ? rest : { ...rest, warmup_steps: steps }, judgedTrainingFields);
   },
   trainingFields
-    .superRefine(({ lr_scheduler_type: schedule, lr_scheduler_kwargs: given = {} }, context) => {
+    .superRefine(({ lr_scheduler_type: schedule, lr_scheduler_kwargs: given = {}, learning_rate: rate }, context) => {
       const wrong = (message: string): void => context.addIssue({ code: "custom", path: ["lr_scheduler_kwargs"], message });
       const known: readonly string[] = schedules[schedule];
       for (const name of Object.keys(given).filter((one) => !known.includes(one)))
@@ -413,6 +433,9 @@ export const trainingSpec = z.preprocess(
         wrong(`the schedule ${schedule} needs either min_lr or min_lr_rate`);
       if (schedule === "warmup_stable_decay" && !("num_decay_steps" in given))
         wrong("the schedule warmup_stable_decay needs num_decay_steps");
+      const end = given.lr_end ?? usualLearningRateEnd;
+      if (schedule === "polynomial" && end >= rate)
+        wrong(`the schedule polynomial falls to lr_end, which is ${end} and must be below learning_rate, ${rate}`);
     })
     .superRefine(({ early_stopping_patience: patience, load_best_model_at_end: best }, context) => {
       if (patience !== undefined && best !== true)

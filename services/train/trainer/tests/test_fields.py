@@ -119,6 +119,19 @@ def test_arguments_of_a_schedule_are_checked():
         spec.check_training({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 0}})
 
 
+@pytest.mark.parametrize(
+    ("schedule", "given", "words"),
+    [
+        ("cosine", {"num_cycles": "2"}, "num_cycles is a number above 0"),
+        ("inverse_sqrt", {"timescale": 0}, "timescale is a number above 0"),
+        ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "exp"}, "decay_type is one of linear, cosine, 1-sqrt"),
+    ],
+)
+def test_values_of_a_schedule_are_checked(schedule, given, words):
+    with pytest.raises(spec.TrainerError, match=words):
+        spec.check_training({"lr_scheduler_type": schedule, "lr_scheduler_kwargs": given})
+
+
 def test_every_method_of_the_contracts_has_a_function_here():
     assert sorted(train.METHODS) == sorted(spec.TABLES["methods"])
 

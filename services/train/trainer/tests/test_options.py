@@ -148,6 +148,18 @@ def test_noise_is_scaled_by_each_sequences_own_length():
     assert loop.LoraTrainer.add_noise(holder, embedding.eval(), None, output) is output
 
 
+@pytest.mark.parametrize(
+    ("schedule", "given", "words"),
+    [("polynomial", {"lr_end": 1}, "must be smaller than initial lr"), ("warmup_stable_decay", {}, "num_decay_steps"), ("cosine_with_min_lr", {}, "min_lr")],
+)
+def test_a_schedule_that_cannot_be_made_is_an_error_of_its_arguments(directory, schedule, given, words):
+    run = directory(training={"lr_scheduler_type": schedule, "lr_scheduler_kwargs": given})
+    assert run.run() == 1
+    error = run.result["error"]
+    assert (error["code"], error["param"]) == ("SPEC_INVALID", "training.lr_scheduler_kwargs")
+    assert words in error["message"]
+
+
 def test_lora_plus_gives_lora_b_a_rate_of_its_own(directory, monkeypatch):
     groups = []
     create = loop.LoraTrainer.create_optimizer
