@@ -663,7 +663,33 @@ def add_lora(model, lora: dict, seed: int):
             raise TrainerError(
                 "TARGET_MODULE_UNSUPPORTED", f"{param}: {name} is not a linear layer inside the model, so vLLM cannot serve an adapter on it. {exist}", param
             )
+    refuse_what_names_nothing(model.get_base_model(), lora, exist)
     return model
+
+
+def refuse_what_names_nothing(base, lora: dict, exist: str) -> None:
+    """PEFT leaves aside what it does not find, and the adapter would be another one than was asked for. `base`: with its adapter. Raises NO_TARGET_MODULES."""
+    import language_model
+    from peft.tuners.lora import LoraLayer
+
+    def refuse(field: str, what: object, why: str) -> None:
+        raise TrainerError("NO_TARGET_MODULES", f"lora.{field}: {what!r} {why}. Correct or remove it. {exist}", f"lora.{field}")
+
+    names = [name for name, _ in base.named_modules()]
+    adapted = [name for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in lora[field] or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):  # as peft.utils.get_pattern_key
+                refuse(field, pattern, "is the name of no module that gets an adapter")
+    excluded = lora["exclude_modules"] or []
+    matches = [(excluded, re.compile(excluded))] if isinstance(excluded, str) else [(each, re.compile(rf"(.*\.)?{re.escape(each)}")) for each in excluded]
+    for what, expression in matches:
+        if not any(expression.fullmatch(name) for name in names):
+            refuse("exclude_modules", what, "is the name of nothing in the base")
+    layers, count = lora["layers_to_transform"], language_model.text_config(base).num_hidden_layers
+    for layer in [] if layers is None else [layers] if isinstance(layers, int) else layers:
+        if layer >= count:
+            refuse("layers_to_transform", layer, f"is no layer of the base, whose {count} layers are counted from 0")
 
 
 def newest_checkpoint(attempt: Attempt, spec: dict) -> Path | None:
