@@ -9,6 +9,7 @@ only: what is measured before and after it is measured on the base as it is serv
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class ChangedBase:
             sign_of_life()
             if known:
                 self.initial[name] = known[f"{name}.A"], known[f"{name}.B"]
+                for part, value in zip(("lora_A", "lora_B"), self.initial[name], strict=True):
+                    weight_of(getattr(layer, part)[ADAPTER]).data.copy_(value)
                 continue
             base: Any = layer.get_base_layer()
             served = base.weight.data
@@ -65,6 +68,15 @@ class ChangedBase:
             base: Any = self.layers[name].get_base_layer()
             base.weight.data = weight
         self.served = {}
+
+    @contextmanager
+    def in_training(self):
+        """As the model is in training. Without this, the adapter's part of the base would count twice."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
 
     def save(self, directory: Path) -> None:
         tensors = {f"{name}.{part}": value for name, values in self.initial.items() for part, value in zip("AB", values, strict=True)}

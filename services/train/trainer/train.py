@@ -60,7 +60,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,7 +305,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         language_model.text_config(model).use_cache = False
         attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu, quantization)
 
-    with attempt.phase("self_test"):
+    with attempt.phase("self_test"), nullcontext() if changed is None else changed.in_training():
         # With a GPU the self-test uses whole rows. On a CPU it uses a few sequences of each, because it takes time from training.
         packing.prove_packing(model, rows, here["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 

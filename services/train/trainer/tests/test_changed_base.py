@@ -124,3 +124,28 @@ def test_what_does_not_go_with_it_is_refused(directory):
     run = directory("dpo", lora=lora, method={"type": "dpo"})
     assert run.run() == 1
     assert (run.result["error"]["code"], run.result["error"]["param"]) == ("SPEC_INVALID", "lora.init_lora_weights")
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_packing_is_proven_on_the_model_that_is_trained(directory, kind):
+    """Not on one to which a part of the base was added a second time: its losses are huge, and so is what rounding makes of them."""
+    import packing
+
+    losses = []
+
+    def spy(model, rows, *_, **__):
+        losses.append(packing.evaluate(model, rows.sequences())[0])
+
+    run = directory(lora={"init_lora_weights": kind, "lora_dropout": 0.0}, training={"max_steps": 1, "per_device_train_batch_size": 12, "bf16": False})
+    with patch.object(packing, "prove_packing", spy):
+        assert run.run() == 0
+    assert losses == [pytest.approx(run.result["loss_history"][0][1], rel=1e-4)]
+
+
+def test_a_run_that_goes_on_begins_with_the_same_part_of_the_base(tiny_base, tmp_path):
+    """So that packing is proven on the model that is trained, before the checkpoint's adapter is loaded."""
+    config: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    ChangedBase(get_peft_model(base_of(tiny_base), LoraConfig(**config)), "olora", None, lambda: None).save(tmp_path)
+    model = get_peft_model(base_of(tiny_base), LoraConfig(**config))
+    with ChangedBase(model, "olora", tmp_path, lambda: None).in_training(), torch.no_grad():
+        assert torch.allclose(model(TOKENS).logits, base_of(tiny_base)(TOKENS).logits, atol=1e-4)
