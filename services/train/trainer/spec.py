@@ -93,6 +93,9 @@ def check_training(given: dict) -> dict:
     training = TRAINING_DEFAULTS | check_section("training", given)
     if training["max_steps"] == 0:
         raise TrainerError("SPEC_INVALID", "training.max_steps must be at least 1, or -1 for as many as num_train_epochs needs.", "training.max_steps")
+    if training["early_stopping_patience"] is not None and not training["load_best_model_at_end"]:
+        message = "training.early_stopping_patience needs load_best_model_at_end: true, or what is published would be of a step after the best one."
+        raise TrainerError("SPEC_INVALID", message, "training.early_stopping_patience")
     schedule, known = training["lr_scheduler_type"], TABLES["schedules"][training["lr_scheduler_type"]]
     for name in training["lr_scheduler_kwargs"] or {}:
         if name not in known:
@@ -151,7 +154,8 @@ def check_section(section: str, given: dict) -> dict:
         wanted = expected(value, field)
         if wanted is not None:
             raise TrainerError("SPEC_INVALID", f"{param} {field.get('error', f'must be {wanted}, not {value!r}')}.", param)
-        values[ours] = value if judged is None else values.get(ours, value)
+        # Of a field and its older spelling the one that is not 0 counts: older classes write both.
+        values[ours] = value or values.get(ours, value) if judged is None else values.get(ours) or value
     return values
 
 

@@ -280,6 +280,9 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         attempt.memory_needed = needed(tokens=packing.largest_batch(rows, settings["per_device_train_batch_size"])) if len(rows) else ""
         if not rows.supervised_tokens:
             raise TrainerError("NO_SUPERVISED_TOKENS", "No token of the training shards is supervised (all labels are -100): there is nothing to learn.")
+        if settings["load_best_model_at_end"] and not len(held_out):
+            message = "training.load_best_model_at_end needs held-out rows to find the best step, and none were held out of so few. Give a validation dataset, or remove it."
+            raise TrainerError("SPEC_INVALID", message, "training.load_best_model_at_end")
 
         with time_limit("applying lora's patterns to the base"):
             model = add_lora(model, lora, settings["seed"])

@@ -48,7 +48,7 @@ export const judgedLoraFields: JudgedFields = {
 
 /** Fields whose default here differs from PEFT's, and why. */
 export const ownLoraDefaults: Readonly<Record<string, string>> = {
-  lora_alpha: "twice the rank, as in most published recipes",
+  lora_alpha: "twice the default rank, as in most published recipes",
   target_modules: "PEFT chooses by the kind of model; all linear layers learn best",
 };
 

@@ -19,8 +19,9 @@ import {
 const output = "the run has its own folder; adapter and result are in the object store";
 const telling = "progress is told through job events, metrics and `loraline show`, whichever API the run came through";
 const hub = "adapters are served and exported from here; nothing is pushed to a hub";
-const checkpoints = "checkpoints are only for resuming, in the trainer's own layout";
-const evaluating = "the held-out rows are evaluated after the last step, and every eval_steps when that is set";
+const checkpoints = "checkpoints are in the trainer's own layout, to resume from and to ask";
+const evaluating =
+  "the held-out rows are evaluated after the last step, and every eval_steps when that is set (with load_best_model_at_end ten times when it is not)";
 const loading = "packed rows are read from memory, in the trainer's own process";
 const speed = "it is about speed or memory, and this trainer has its own way";
 const distributed = "gpus and nodes say how many processes train; the trainer sets up the rest";
@@ -77,7 +78,7 @@ const judgedTrainingArguments: JudgedFields = {
   batch_eval_metrics: neutral("loss and accuracy are always evaluated", false),
 
   save_only_model: neutral(checkpoints, false),
-  save_strategy: neutral("checkpoints are taken every save_steps; they are only for resuming", "steps"),
+  save_strategy: neutral("checkpoints are taken every save_steps", "steps"),
   save_on_each_node: neutral("checkpoints are in the object store, which every node can read", false),
   enable_jit_checkpoint: neutral("a run that is preempted always saves a checkpoint", false, true),
   push_to_hub: neutral(hub, false),

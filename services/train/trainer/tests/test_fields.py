@@ -122,7 +122,7 @@ def test_arguments_of_a_schedule_are_checked():
 @pytest.mark.parametrize(
     ("schedule", "given", "words"),
     [
-        ("cosine", {"num_cycles": "2"}, "num_cycles is a number above 0"),
+        ("cosine", {"num_cycles": "2"}, "num_cycles is a number, not"),
         ("inverse_sqrt", {"timescale": 0}, "timescale is a number above 0"),
         ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "exp"}, "decay_type is one of linear, cosine, 1-sqrt"),
     ],
@@ -130,6 +130,17 @@ def test_arguments_of_a_schedule_are_checked():
 def test_values_of_a_schedule_are_checked(schedule, given, words):
     with pytest.raises(spec.TrainerError, match=words):
         spec.check_training({"lr_scheduler_type": schedule, "lr_scheduler_kwargs": given})
+
+
+@pytest.mark.parametrize("given", [{"warmup_ratio": 0.1, "warmup_steps": 0}, {"warmup_steps": 0, "warmup_ratio": 0.1}])
+def test_a_ratio_beside_no_steps_counts(given):
+    assert spec.check_training(given)["warmup_steps"] == 0.1
+    assert spec.check_training(given | {"warmup_steps": 5})["warmup_steps"] == 5
+
+
+def test_patience_without_the_best_step_is_refused():
+    with pytest.raises(spec.TrainerError, match="needs load_best_model_at_end"):
+        spec.check_training({"early_stopping_patience": 2})
 
 
 def test_every_method_of_the_contracts_has_a_function_here():

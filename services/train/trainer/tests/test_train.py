@@ -111,6 +111,11 @@ def test_the_best_step_has_the_very_weights_of_that_step(directory):
     assert best.result["adapter"] == ended.result["adapter"]
 
 
+def test_the_best_step_cannot_be_found_without_held_out_rows(directory):
+    error = failure(directory(held_out=[], training={"load_best_model_at_end": True}))
+    assert (error["code"], error["param"]) == ("SPEC_INVALID", "training.load_best_model_at_end")
+
+
 def test_it_stops_when_nothing_gets_better_and_goes_on_so_after_a_kill(directory, monkeypatch):
     import loop
 
