@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import sharding
 import torch
-from packing import rows_within_budget
+from packing import Rows, rows_within_budget
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from spec import TrainerError
 from torch import distributed
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 if TYPE_CHECKING:
     from objectives import Objective
@@ -75,15 +75,16 @@ class Rounds:
     something else with another number of processes.)
     """
 
-    def __init__(self, sampler: Sampler, rows: int, ranks: int):
+    def __init__(self, sampler: Any, rows: int, ranks: int):
         self.sampler, self.rows, self.ranks = sampler, rows, ranks  # accelerate puts another sampler here
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / (self.rows * self.ranks)) * self.ranks
 
     def __iter__(self):
-        batches = list(BatchSampler(self.sampler, self.rows, drop_last=False))
-        yield from batches + [[]] * (len(self) - len(batches))
+        batches = BatchSampler(self.sampler, self.rows, drop_last=False)
+        yield from batches
+        yield from [[]] * (len(self) - len(batches))
 
 
 IDLE = "idle"  # marks a batch that a process computes only because the others have one
@@ -98,6 +99,7 @@ class LoraTrainer(Trainer):
 
     meter: Meter
     model: PeftModel
+    train_dataset: Rows
     objective: "Objective"
     noise_bounds: torch.Tensor  # where each sequence of the current batch begins and ends: [sequences + 1]
     sign_of_life = staticmethod(lambda: None)  # called in each forward and backward pass
@@ -125,7 +127,7 @@ class LoraTrainer(Trainer):
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         except (ValueError, TypeError, ArithmeticError) as error:
-            message = f"training.lr_scheduler_kwargs: transformers makes no schedule {self.args.lr_scheduler_type.value} of this: {error}"
+            message = f"training.lr_scheduler_kwargs: transformers makes no schedule {SchedulerType(self.args.lr_scheduler_type).value} of this: {error}"
             raise TrainerError("SPEC_INVALID", message, "training.lr_scheduler_kwargs") from error
 
     def train(self, *arguments, **options):

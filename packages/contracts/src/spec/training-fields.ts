@@ -306,9 +306,7 @@ export const trainingFields = z
       .enum(scheduleNames, { error: trainingFieldErrors.lr_scheduler_type })
       .default("linear")
       .describe("How the learning rate falls."),
-    lr_scheduler_kwargs: scheduleArguments
-      .optional()
-      .describe("Arguments of the schedule, such as `num_cycles` or `min_lr_rate`."),
+    lr_scheduler_kwargs: scheduleArguments.optional().describe("Arguments of the schedule, such as `num_cycles` or `min_lr_rate`."),
     warmup_steps: z.number().nonnegative().default(0).describe("Steps, or below 1 a share of all steps (`warmup_ratio` is accepted too)."),
     optim: z
       .enum(optimizers, { error: trainingFieldErrors.optim })
