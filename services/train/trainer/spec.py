@@ -25,7 +25,7 @@ class TrainerError(Exception):
         return {"code": self.code, "message": str(self), "param": self.param}
 
 
-# Section to its fields (JSON Schemas) and judged fields; see packages/contracts/src/generate/trainer-fields.ts.
+# Section to its fields (JSON Schemas) and judged fields, and more; see packages/contracts/src/generate/trainer-fields.ts.
 TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("spec_fields.json").read_text(encoding="utf-8"))
 # Field to its default. None: left to PEFT or transformers.
 LORA_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in TABLES["lora"]["fields"].items()}
@@ -97,10 +97,13 @@ def check_training(given: dict) -> dict:
         message = "training.early_stopping_patience needs load_best_model_at_end: true, or what is published would be of a step after the best one."
         raise TrainerError("SPEC_INVALID", message, "training.early_stopping_patience")
     schedule, known = training["lr_scheduler_type"], TABLES["schedules"][training["lr_scheduler_type"]]
-    for name in training["lr_scheduler_kwargs"] or {}:
+    for name, value in (training["lr_scheduler_kwargs"] or {}).items():
         if name not in known:
             message = f"training.lr_scheduler_kwargs: the schedule {schedule} takes {', '.join(known) or 'no arguments'}, not {name}."
             raise TrainerError("SPEC_INVALID", message, "training.lr_scheduler_kwargs")
+        if (wanted := expected(value, TABLES["scheduleArguments"][name])) is not None:
+            param = f"training.lr_scheduler_kwargs.{name}"
+            raise TrainerError("SPEC_INVALID", f"{param} must be {wanted}, not {value!r}.", param)
     return training
 
 
@@ -198,9 +201,6 @@ def expected(value: Any, schema: dict) -> str | None:
             return f"{words} {bound} {schema[name]}"
     if isinstance(value, str | list) and len(value) < schema.get("minLength", schema.get("minItems", 0)):
         return f"{words} that is not empty"
-    if "properties" in schema:
-        known = ((name, expected(part, schema["properties"][name])) for name, part in value.items() if name in schema["properties"])
-        return next((f"{words} whose {name} is {wanted}" for name, wanted in known if wanted is not None), None)
     inner = schema.get("items") or schema.get("additionalProperties") or {}
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((f"{words} of which each is {wanted}" for part in parts if (wanted := expected(part, inner)) is not None), None)

@@ -11,6 +11,7 @@ import {
   judgedTrainingFields,
   ownTrainingDefaults,
   ownTrainingFields,
+  scheduleArguments,
   schedules,
   trainingFieldErrors,
   trainingFields,
@@ -46,6 +47,8 @@ interface TrainerFields {
   lora: TrainerSection;
   training: TrainerSection;
   schedules: typeof schedules;
+  /** Arguments of schedules, each with its JSON Schema. */
+  scheduleArguments: Record<string, Json>;
   /** Types of `method` that the trainer must support. */
   methods: readonly MethodType[];
   /** Values of `quantization`. */
@@ -68,6 +71,7 @@ export const trainerFields = (): TrainerFields => ({
     ownFields: ownTrainingFields,
   },
   schedules,
+  scheduleArguments: fieldsOf(scheduleArguments, {}),
   // A judge reaches the trainer as `supervised`: tokenize has made questions with one right answer of its pairs.
   methods: methodTypes.filter((type) => type !== "judge"),
   quantizations: quantization.options,

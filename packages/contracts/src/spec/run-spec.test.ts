@@ -144,7 +144,7 @@ test.each([
   [{ lr_scheduler_type: "cosine_with_min_lr" }, "lr_scheduler_kwargs", /min_lr or min_lr_rate/],
   [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { num_cycles: "2" } }, "lr_scheduler_kwargs.num_cycles", /number/],
   [{ lr_scheduler_type: "inverse_sqrt", lr_scheduler_kwargs: { timescale: 0 } }, "lr_scheduler_kwargs.timescale", />0/],
-  [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { cycles: 2 } }, "lr_scheduler_kwargs.cycles", /spelling/],
+  [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { cycles: 2 } }, "lr_scheduler_kwargs", /num_cycles, not cycles/],
   [{ lr_scheduler_type: "polynomial", lr_scheduler_kwargs: { lr_end: 1 } }, "lr_scheduler_kwargs", /below learning_rate, 0.0002/],
   [
     { lr_scheduler_type: "warmup_stable_decay", lr_scheduler_kwargs: { num_decay_steps: 3, decay_type: "exp" } },

@@ -236,8 +236,8 @@ export const ownTrainingFields: Readonly<Record<string, string>> = {
 };
 
 /** Arguments of learning rate schedules, with the values by which transformers can compute one. */
-const scheduleArguments = z
-  .strictObject({
+export const scheduleArguments = z
+  .object({
     num_cycles: z.number().positive().max(10_000),
     min_lr: z.number().min(0).max(10),
     min_lr_rate: z.number().min(0).max(1),
@@ -306,7 +306,11 @@ export const trainingFields = z
       .enum(scheduleNames, { error: trainingFieldErrors.lr_scheduler_type })
       .default("linear")
       .describe("How the learning rate falls."),
-    lr_scheduler_kwargs: scheduleArguments.optional().describe("Arguments of the schedule, such as `num_cycles` or `min_lr_rate`."),
+    // No object of the known arguments: of that, Kubernetes would drop a misspelt one without a word.
+    lr_scheduler_kwargs: z
+      .record(z.string(), z.union([z.number(), z.string(), z.boolean()]))
+      .optional()
+      .describe("Arguments of the schedule, such as `num_cycles` or `min_lr_rate`."),
     warmup_steps: z.number().nonnegative().default(0).describe("Steps, or below 1 a share of all steps (`warmup_ratio` is accepted too)."),
     optim: z
       .enum(optimizers, { error: trainingFieldErrors.optim })
@@ -432,7 +436,10 @@ export const trainingSpec = z.preprocess(
         wrong(`the schedule ${schedule} needs either min_lr or min_lr_rate`);
       if (schedule === "warmup_stable_decay" && !("num_decay_steps" in given))
         wrong("the schedule warmup_stable_decay needs num_decay_steps");
-      const end = given.lr_end ?? usualLearningRateEnd;
+      const { data: values, error } = scheduleArguments.safeParse(given);
+      for (const { path, message } of error?.issues ?? [])
+        context.addIssue({ code: "custom", path: ["lr_scheduler_kwargs", ...path], message });
+      const end = values?.lr_end ?? usualLearningRateEnd;
       if (schedule === "polynomial" && end >= rate)
         wrong(`the schedule polynomial falls to lr_end, which is ${end} and must be below learning_rate, ${rate}`);
     })

@@ -122,9 +122,9 @@ def test_arguments_of_a_schedule_are_checked():
 @pytest.mark.parametrize(
     ("schedule", "given", "words"),
     [
-        ("cosine", {"num_cycles": "2"}, "num_cycles is a number, not"),
-        ("inverse_sqrt", {"timescale": 0}, "timescale is a number above 0"),
-        ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "exp"}, "decay_type is one of linear, cosine, 1-sqrt"),
+        ("cosine", {"num_cycles": "2"}, "num_cycles must be a number, not"),
+        ("inverse_sqrt", {"timescale": 0}, "timescale must be a number above 0"),
+        ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "exp"}, "decay_type must be one of linear, cosine, 1-sqrt"),
     ],
 )
 def test_values_of_a_schedule_are_checked(schedule, given, words):
