@@ -689,6 +689,28 @@ describe("kv", () => {
     await kv.delete(bad);
   });
 
+  test("entries that change while all are read are among them", async ({ nc, tenant, nats }) => {
+    const kv = await (await busOver(nc)).bucket(buckets.engines);
+    const keys = Array.from({ length: 30 }, (_, n) => `${tenant}.k${n}`);
+    for (const key of keys) await kv.put(key, engine(1));
+    const writing = await nats.connect();
+    const others = await (await busOver(writing)).bucket(buckets.engines);
+    let go = true;
+    const writers = keys.slice(0, 8).map(async (key) => {
+      while (go) await others.put(key, engine(2));
+    });
+    try {
+      for (let n = 0; n < 300; n++) {
+        expect((await kv.entries(`${tenant}.*`)).map(({ key }) => key).toSorted()).toEqual(keys.toSorted());
+        if (n % 10 === 0) expect((await kv.sizes(`${tenant}.*`)).map(({ key }) => key).toSorted()).toEqual(keys.toSorted());
+      }
+    } finally {
+      go = false;
+      await Promise.all(writers);
+      await writing.close();
+    }
+  });
+
   test("many large entries are all read, in rounds that leave the server little to keep for a slow reader", async () => {
     const dir = await mkdtemp(join(tmpdir(), "loraline-bus-"));
     const config = join(dir, "nats.conf");

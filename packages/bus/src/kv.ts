@@ -155,8 +155,18 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     },
     async sizes(filter) {
       const found: { key: string; bytes: number }[] = [];
+      const seen = new Set<string>();
       for await (const message of readRounds(reading, { ...newestOf(filter), headers_only: true })) {
-        if (!isMark(message.headers)) found.push({ key: message.subject.slice(prefix.length), bytes: sizeOf(message) });
+        const key = message.subject.slice(prefix.length);
+        // One that changes meanwhile comes twice, and may not come at all.
+        if (!isMark(message.headers) && !seen.has(key)) found.push({ key, bytes: sizeOf(message) });
+        seen.add(key);
+      }
+      const named = await Promise.all([filter].flat().map(async (one) => (/[*>]/.test(one) ? bucket.keys(one) : [one])));
+      for (const key of named.flat()) {
+        if (seen.has(key)) continue;
+        const entry = await kv.get(key);
+        if (entry?.operation === "PUT") found.push({ key, bytes: entry.length });
       }
       return found;
     },
@@ -217,17 +227,8 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       }
       return [...found.values()];
     },
-    async entries(filter = ">", options) {
-      const found = new Map<string, KvEntry<Value>>();
-      for await (const { subject, headers, data, seq } of readRounds(reading, newestOf(filter))) {
-        const key = subject.slice(prefix.length);
-        // A key that changes meanwhile comes twice, and the last one counts.
-        const value = isMark(headers) ? undefined : read(key, data, options);
-        if (value === undefined) found.delete(key);
-        else found.set(key, { key, value, revision: seq });
-      }
-      return [...found.values()];
-    },
+    // Not by a consumer: what changes while that is read may not come at all (nats-server 2.15 counts what it replaces before what it stores).
+    entries: async (filter = ">", options) => bucket.many(await bucket.keys(filter), options),
     async watch({ filter = ">", signal, onChange, onUnreadable, onReady }) {
       let ready = false;
       const becomeReady = (): void => {

@@ -233,19 +233,33 @@ async function* metas(
   bucket: string,
   ask: <T>(asking: Promise<T>) => Promise<T>,
 ): AsyncGenerator<{ meta: Meta; seq: number; storedAt: number }> {
-  const options = { filter_subjects: [`$O.${bucket}.M.>`], deliver_policy: DeliverPolicy.LastPerSubject };
-  const consumer = await ask(jetstream(nc).consumers.get(`OBJ_${bucket}`, options));
+  const stream = `OBJ_${bucket}`;
+  const filter = `$O.${bucket}.M.>`;
+  const seen = new Set<string>();
+  const consumer = await ask(
+    jetstream(nc).consumers.get(stream, { filter_subjects: [filter], deliver_policy: DeliverPolicy.LastPerSubject }),
+  );
   try {
     for (let left = (await ask(consumer.info())).num_pending; left > 0; left = (await ask(consumer.info())).num_pending) {
       for await (const message of await ask(consumer.fetch({ max_messages: Math.min(left, 1000), expires: 5000 }))) {
-        const { seq, info } = message;
+        const { seq, subject, info } = message;
+        seen.add(subject);
         yield { meta: message.json<Meta>(), seq, storedAt: Number(info.timestampNanos / 1_000_000) };
-        if (info.pending === 0) return;
+        if (info.pending === 0) break;
       }
     }
   } finally {
     // Left alone it would stay for minutes, and a stream holds only so many.
     await consumer.delete().catch(() => false);
+  }
+  // A blob that is used again while all are listed may not come, as the server counts what it replaces before what it stores; nor what was lost
+  // with a connection. Chunks of a blob that is not in the list are erased.
+  const jsm = await jetstreamManager(nc);
+  const { state } = await ask(jsm.streams.info(stream, { subjects_filter: filter }));
+  for (const subject of Object.keys(state.subjects ?? {})) {
+    if (seen.has(subject)) continue;
+    const message = await ask(jsm.streams.getMessage(stream, { last_by_subj: subject }));
+    if (message !== null) yield { meta: message.json<Meta>(), seq: message.seq, storedAt: message.time.getTime() };
   }
 }
 
@@ -296,10 +310,12 @@ export async function removeUnfinishedBlobs(
   nc: NatsConnection,
   options: { bucket?: string; olderThanMs?: number; now?: number } = {},
 ): Promise<number> {
-  const { bucket = "objects", olderThanMs = 60 * 60_000, now = Date.now() } = options;
+  const { bucket = "objects", olderThanMs = 60 * 60_000 } = options;
   const stream = `OBJ_${bucket}`;
   const jsm = await jetstreamManager(nc);
-  const { state } = await jsm.streams.info(stream, { subjects_filter: `$O.${bucket}.C.>` });
+  const { state, ts } = await jsm.streams.info(stream, { subjects_filter: `$O.${bucket}.C.>` });
+  // The server's clock wrote the times of chunks, and this machine's may differ.
+  const now = options.now ?? Date.parse(ts ?? new Date().toISOString());
   // Listed after the chunks: a blob that is completed in between must count as complete.
   const complete = new Set<string>();
   let removed = 0;

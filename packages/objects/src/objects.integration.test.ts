@@ -353,6 +353,30 @@ describe("jetStream only", () => {
     expect(state.subjects ?? {}).toEqual({});
     expect((await getBytes(objects, tenant, kept)).byteLength).toBe(kept.size);
   });
+
+  test(
+    "blobs that are used again while all are listed are in the list, and keep their chunks",
+    { timeout: 120_000 },
+    async ({ nc, tenant }) => {
+      const objects = await createJetStreamObjects(nc, { bucket: "busy" });
+      const refs = await Promise.all(Array.from({ length: 20 }, async (_, n) => objects.put(tenant, "raw", `blob ${n}`)));
+      let go = true;
+      const users = refs.slice(0, 8).map(async (ref) => {
+        while (go) await objects.touch(tenant, ref);
+      });
+      try {
+        for (let n = 0; n < 100; n++) {
+          const listed = await collect(objects.stored(tenant));
+          expect(new Set(listed.map(({ digest }) => digest)).size).toBe(refs.length);
+          expect(await removeUnfinishedBlobs(nc, { bucket: "busy", now: Date.now() + 2 * 60 * 60_000 })).toBe(0);
+        }
+      } finally {
+        go = false;
+        await Promise.all(users);
+      }
+      for (const ref of refs) expect((await getBytes(objects, tenant, ref)).byteLength).toBe(ref.size);
+    },
+  );
 });
 
 describe("a store that is away", () => {
