@@ -261,6 +261,14 @@ describe("finds an alias that moved back:", () => {
     expect(found).toContain("moved-back: anna: move 2 (promoted to 2) was acknowledged, and is gone");
     expect(found).toContain("moved-back: anna answers with version 2, and the alias is 1");
   });
+  it("a line of the history that was seen, and is gone, though not an old one that made room for newer ones", () => {
+    const line = wellDone();
+    const seen = line.history.find(({ kind }) => kind === "seen") as Extract<(typeof line.history)[number], { kind: "seen" }>;
+    const retired = (n: number): Move => ({ n, kind: "retired", to: 1, command: null });
+    line.history.push({ ...seen, moves: [...line.anna.moves, retired(3), retired(5)] });
+    line.anna.moves.push(retired(4));
+    expect(findingsOf(line)).toEqual(["moved-back: anna: move 5 (retired to 1) was seen, and is gone"]);
+  });
 });
 
 describe("finds usage that is off:", () => {

@@ -122,6 +122,8 @@ function checkRuns(asked: readonly Of<"run">[], stored: Stored, report: Report):
   if (others > unanswered) report("doubled", `${others} runs that nobody was told of, and ${unanswered} requests without an answer`);
 }
 
+/** Lines of an adapter's history that are no moves. */
+const besideMoves: ReadonlySet<string> = new Set(["retired", "recalled", "deleted", "not-moved"]);
 const isAliasMove = ({ kind }: Move): boolean => kind === "promoted" || kind === "rolledback";
 const sameMove = (a: Move, b: Move): boolean => a.kind === b.kind && a.to === b.to;
 const nameOf = ({ n, kind, to }: Move): string => `move ${n} (${kind} to ${to})`;
@@ -130,14 +132,18 @@ const nameOf = ({ n, kind, to }: Move): string => `move ${n} (${kind} to ${to})`
 function checkMoves(commands: readonly Of<"move">[], seen: readonly Of<"seen">[], stored: Stored, report: Report): void {
   for (const [adapter, { alias, moves, versions }] of Object.entries(stored.adapters)) {
     const byNumber = new Map(moves.map((move) => [move.n, move]));
-    const least = Math.min(...moves.map(({ n }) => n));
+    // An entry keeps 300 lines. Those that are no moves go first, so each sort has an oldest one that is kept.
+    const least = (areBeside: boolean): number =>
+      Math.min(...moves.filter(({ kind }) => besideMoves.has(kind) === areBeside).map(({ n }) => n));
+    const oldest = { moves: least(false), besideMoves: least(true) };
     const last = moves.findLast(isAliasMove);
     if (last !== undefined && last.to !== alias) report("moved-back", `${adapter}: the alias is ${alias}, and its last is ${nameOf(last)}`);
     const told = new Map<number, string>(versions.map(({ version, digest }) => [version, digest]));
     const check = (given: readonly Move[], who: string): void => {
       for (const move of given) {
         const now = byNumber.get(move.n);
-        if (now === undefined && move.n >= least) report("moved-back", `${adapter}: ${nameOf(move)} was ${who}, and is gone`);
+        const kept = besideMoves.has(move.kind) ? oldest.besideMoves : oldest.moves;
+        if (now === undefined && move.n >= kept) report("moved-back", `${adapter}: ${nameOf(move)} was ${who}, and is gone`);
         else if (now !== undefined && !sameMove(now, move)) {
           report("moved-back", `${adapter}: ${nameOf(move)} was ${who}, and is ${nameOf(now)} now`);
         }
