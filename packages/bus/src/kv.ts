@@ -2,10 +2,10 @@
 import { type BucketDef, problemsOf } from "@loraline/contracts";
 import { type Log, natsOutage, PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
-import { DeliverPolicy, type DirectLastFor, jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
+import { DeliverPolicy, type DirectLastFor, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { MsgHdrs, NatsConnection } from "@nats-io/transport-node";
-import { createTurns, readRounds, roundBytes, sizeOf } from "./read-rounds.ts";
+import { createTurns, readRounds, roundBytes, sizeOf, wholeAnswer } from "./read-rounds.ts";
 import { checkStateSize, storeFullOr } from "./sizes.ts";
 
 /** NATS gives the last messages of at most 1,024 subjects for one request. */
@@ -211,7 +211,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
         // The server ends its answer after so many bytes, also if it is asked for no limit.
         for (let seq = 1, left = true; left;) {
           const of: DirectLastFor & { seq: number } = { multi_last, seq, max_bytes: roundBytes };
-          const round = await storedMessages(direct.getLastMessagesFor(reading.stream, of));
+          const round = await wholeAnswer(direct.getLastMessagesFor(reading.stream, of), reading.stream);
           for (const message of round) {
             const key = message.subject.slice(prefix.length);
             // A key that changes meanwhile comes twice, and the last one counts.
@@ -293,15 +293,6 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
 }
 
 /** All of them; none is an answer and no error. */
-async function storedMessages(reading: Promise<AsyncIterable<StoredMsg>>): Promise<StoredMsg[]> {
-  try {
-    return await Array.fromAsync(await reading);
-  } catch (error) {
-    if (/no messages|message not found|404/i.test((error as Error).message)) return [];
-    throw error;
-  }
-}
-
 /** What stands where an entry was deleted, or has expired. */
 const isMark = (headers: MsgHdrs | undefined): boolean => Boolean(headers?.get("KV-Operation") || headers?.get("Nats-Marker-Reason"));
 

@@ -4,7 +4,7 @@
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { type Log, UnavailableError } from "@loraline/runtime";
-import { type DeliverPolicy, jetstream, type JsMsg } from "@nats-io/jetstream";
+import { type DeliverPolicy, jetstream, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { headersOf } from "./envelope.ts";
 
@@ -111,4 +111,36 @@ export async function* readRounds(
     // Left alone it would stay for minutes, and a stream holds only so many.
     await consumer.delete().catch((error: unknown) => log.debug({ err: error, stream }, "consumer not removed"));
   }
+}
+
+/** Ticks without a message, each of so many ms, after which an answer counts as broken off. Two, so that a pause of this process is none. */
+const silentTicks = { ms: 5000, most: 2 };
+
+/**
+ * What the server answers to one question, whole. The client's own reading never ends when the connection is lost in the middle of it.
+ * @throws UnavailableError BUS_UNAVAILABLE then.
+ */
+export async function wholeAnswer(
+  reading: Promise<AsyncIterable<StoredMsg> & { stop(error: Error): void }>,
+  stream: string,
+): Promise<StoredMsg[]> {
+  const messages = await reading;
+  const found: StoredMsg[] = [];
+  let silent = 0;
+  const watch = setInterval(() => {
+    if (++silent >= silentTicks.most)
+      messages.stop(new UnavailableError("BUS_UNAVAILABLE", `NATS broke off in the middle of what it has in ${stream}`));
+  }, silentTicks.ms);
+  try {
+    for await (const message of messages) {
+      silent = 0;
+      found.push(message);
+    }
+  } catch (error) {
+    if (!/no messages|message not found|404/i.test((error as Error).message)) throw error;
+    return [];
+  } finally {
+    clearInterval(watch);
+  }
+  return found;
 }
