@@ -136,6 +136,32 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       .catch((error: unknown) => log.debug({ err: error, bucket: def.name, revision }, "a replaced value was not erased"));
   };
 
+  /** By key; undefined: it was deleted, or cannot be read. */
+  const newestFor = async (keys: readonly string[], options: ReadOptions | undefined): Promise<Map<string, KvEntry<Value> | undefined>> => {
+    const { direct } = await jetstreamManager(nc);
+    const found = new Map<string, KvEntry<Value> | undefined>();
+    const turn = createTurns();
+    for (let from = 0; from < keys.length; from += manyAtOnce) {
+      const multi_last = keys.slice(from, from + manyAtOnce).map((key) => `${prefix}${key}`);
+      // The server ends its answer after so many bytes, also if it is asked for no limit.
+      for (let seq = 1, left = true; left;) {
+        const of: DirectLastFor & { seq: number } = { multi_last, seq, max_bytes: roundBytes };
+        const round = await wholeAnswer(direct.getLastMessagesFor(reading.stream, of), reading.stream);
+        for (const message of round) {
+          const key = message.subject.slice(prefix.length);
+          // A key that changes meanwhile comes twice, and the last one counts.
+          const value = isMark(message.header) ? undefined : read(key, message.data, options);
+          found.set(key, value === undefined ? undefined : { key, value, revision: message.seq });
+          await turn(message.data.byteLength);
+        }
+        const last = round.at(-1);
+        left = last !== undefined && last.pending > 0;
+        seq = (last?.seq ?? 0) + 1;
+      }
+    }
+    return found;
+  };
+
   const bucket: KvBucket<Value> = {
     async get(key) {
       const entry = await kv.get(key);
@@ -202,33 +228,21 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       const { state } = await jsm.streams.info(`KV_${def.name}`, { subjects_filter: `${prefix}${filter}` });
       return Object.keys(state.subjects ?? {}).map((subject) => subject.slice(prefix.length));
     },
-    async many(keys, options) {
-      const { direct } = await jetstreamManager(nc);
-      const found = new Map<string, KvEntry<Value>>();
-      const turn = createTurns();
-      for (let from = 0; from < keys.length; from += manyAtOnce) {
-        const multi_last = keys.slice(from, from + manyAtOnce).map((key) => `${prefix}${key}`);
-        // The server ends its answer after so many bytes, also if it is asked for no limit.
-        for (let seq = 1, left = true; left;) {
-          const of: DirectLastFor & { seq: number } = { multi_last, seq, max_bytes: roundBytes };
-          const round = await wholeAnswer(direct.getLastMessagesFor(reading.stream, of), reading.stream);
-          for (const message of round) {
-            const key = message.subject.slice(prefix.length);
-            // A key that changes meanwhile comes twice, and the last one counts.
-            const value = isMark(message.header) ? undefined : read(key, message.data, options);
-            if (value === undefined) found.delete(key);
-            else found.set(key, { key, value, revision: message.seq });
-            await turn(message.data.byteLength);
-          }
-          const last = round.at(-1);
-          left = last !== undefined && last.pending > 0;
-          seq = (last?.seq ?? 0) + 1;
-        }
+    many: async (keys, options) => [...(await newestFor(keys, options)).values()].filter((entry) => entry !== undefined),
+    async entries(filter = ">", options) {
+      // Not by a consumer: what changes while that is read may not come at all (nats-server 2.15 counts what it replaces before what it stores).
+      const keys = await bucket.keys(filter);
+      const found = await newestFor(keys, options);
+      const jsm = await jetstreamManager(nc, { checkAPI: false });
+      for (const key of keys) {
+        if (found.has(key)) continue;
+        // Gone meanwhile; or a replica answered that lags behind the stream's leader, which is asked here.
+        const message = await jsm.streams.getMessage(reading.stream, { last_by_subj: `${prefix}${key}` });
+        const value = message === null || isMark(message.header) ? undefined : read(key, message.data, options);
+        if (message !== null && value !== undefined) found.set(key, { key, value, revision: message.seq });
       }
-      return [...found.values()];
+      return [...found.values()].filter((entry) => entry !== undefined);
     },
-    // Not by a consumer: what changes while that is read may not come at all (nats-server 2.15 counts what it replaces before what it stores).
-    entries: async (filter = ">", options) => bucket.many(await bucket.keys(filter), options),
     async watch({ filter = ">", signal, onChange, onUnreadable, onReady }) {
       let ready = false;
       const becomeReady = (): void => {
