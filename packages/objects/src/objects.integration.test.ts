@@ -365,7 +365,7 @@ describe("jetStream only", () => {
         while (go) await objects.touch(tenant, ref);
       });
       try {
-        for (let n = 0; n < 100; n++) {
+        for (let n = 0; n < 40; n++) {
           const listed = await collect(objects.stored(tenant));
           expect(new Set(listed.map(({ digest }) => digest)).size).toBe(refs.length);
           expect(await removeUnfinishedBlobs(nc, { bucket: "busy", now: Date.now() + 2 * 60 * 60_000 })).toBe(0);
