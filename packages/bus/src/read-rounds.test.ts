@@ -32,3 +32,11 @@ it("throws where the rest of an answer never comes, as when its connection was l
   expect(await failed).toMatchObject({ code: "BUS_UNAVAILABLE", message: expect.stringContaining("KV_runs") as string });
   expect(vi.getTimerCount()).toBe(0);
 });
+
+it("keeps what came before the server did not find the next one", async () => {
+  async function* read(): AsyncGenerator<StoredMsg> {
+    yield { seq: 1 } as StoredMsg;
+    throw new Error("message not found");
+  }
+  expect(await wholeAnswer(Promise.resolve(Object.assign(read(), { stop() {} })), "KV_runs")).toEqual([{ seq: 1 }]);
+});

@@ -137,8 +137,8 @@ export async function wholeAnswer(
       found.push(message);
     }
   } catch (error) {
+    // None is an answer; and what came before one that is gone did come.
     if (!/no messages|message not found|404/i.test((error as Error).message)) throw error;
-    return [];
   } finally {
     clearInterval(watch);
   }

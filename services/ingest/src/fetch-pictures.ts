@@ -49,7 +49,7 @@ export async function fetchPictures(
   );
   const noRoom = {
     code: "QUOTA_STORAGE",
-    message: `the pictures at the URLs are more than the ${most} bytes that this tenant may still store, or import at once. Delete datasets or adapters, have the operator raise the quota storageBytes, or split the file.`,
+    message: `the pictures at the URLs are more than the ${Math.max(0, most)} bytes that this tenant may still store, or import at once. Delete datasets or adapters, have the operator raise the quota storageBytes, or split the file.`,
   };
   const tooSlow = {
     code: "FETCH_TOO_SLOW",
