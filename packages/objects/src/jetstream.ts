@@ -243,8 +243,9 @@ async function* metas(
     for (let left = (await ask(consumer.info())).num_pending; left > 0; left = (await ask(consumer.info())).num_pending) {
       for await (const message of await ask(consumer.fetch({ max_messages: Math.min(left, 1000), expires: 5000 }))) {
         const { seq, subject, info } = message;
+        // One that is used again meanwhile comes twice. Its first entry does: nothing is removed by an entry that was replaced.
+        if (!seen.has(subject)) yield { meta: message.json<Meta>(), seq, storedAt: Number(info.timestampNanos / 1_000_000) };
         seen.add(subject);
-        yield { meta: message.json<Meta>(), seq, storedAt: Number(info.timestampNanos / 1_000_000) };
         if (info.pending === 0) break;
       }
     }
